@@ -1,0 +1,202 @@
+"""Search random gene signatures that tell psoriatic arthritis from psoriasis, on DCP. Workers fetch the data from
+server.py and post their results to it, so that neither passes through DCP's scheduler."""
+import json
+import sys
+import urllib.request
+
+import dcp
+import pythonmonkey as pm
+from dcp.dry.aio import blockify, loop
+
+# KEYS
+loop.set_exception_handler(lambda *_: None)    # the SDK raises its errors: no need to print their stacks as well
+try:
+    dcp.init()
+    from dcp import compute_for, wallet        # they exist only after dcp.init()
+    dcp.identity.set(wallet.get('id'))         # owns the job: ~/.dcp/id.keystore
+    wallet.add(wallet.get('default'))          # pays for it: ~/.dcp/default.keystore
+except pm.SpiderMonkeyError as error:
+    sys.exit(f'Cannot start DCP: {error.jsError["message"]}. Check your network; for keystores, ask dan@dcp.dev.')
+# SETTINGS
+n_signatures = 10
+min_sig_length = 5
+max_sig_length = 9
+seed = 42
+access_key = ''    # the same as in server.py
+server_url = 'http://127.0.0.1:5001'
+data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< bypasses the scheduler: workers fetch it
+
+# INPUT SET (as floats: Python's ints do not reach JavaScript as numbers)
+slices = [float(i) for i in range(1, n_signatures + 1)]
+
+# WORK FUNCTION (in JavaScript; it runs on the workers, where `data` is the text that they fetched)
+work_function = r'''(i, nSignatures, minLength, maxLength, seed, data) => {
+  const lineEnd = (start) => (data.indexOf('\n', start) + 1 || data.length + 1) - 1;
+  const cell = (start, end) => data.slice(start, end).split('\t', 1)[0].trim();
+  const [phenotype, ...probesets] = data.slice(0, lineEnd(0)).trim().split('\t'), n = probesets.length;
+  if (phenotype !== 'phenotype' || !n) throw Error('the data has no phenotype column or no probesets');
+  // The signature: random probesets, none twice. Its length sweeps evenly from min to max over the slices.
+  const longest = Math.min(maxLength, n), shortest = Math.max(1, Math.min(minLength, longest));
+  const length = shortest + Math.floor((i - 1) * (longest - shortest + 1) / Math.max(1, nSignatures - 1));
+  let state = Math.imul(seed, 0x85ebca6b) + i;    // of splitmix32, whose numbers are the same in every engine
+  const picked = new Set(), mix = (bits, shift, factor) => Math.imul(bits ^ bits >>> shift, factor);
+  const random = () => mix(mix(mix(state += 0x9e3779b9, 16, 0x21f0aaad), 15, 0x735a2d97), 15, 1) / 2 ** 32 + 0.5;
+  while (picked.size < Math.min(length, longest)) picked.add(Math.floor(random() * n));
+  const signature = [...picked].sort((a, b) => a - b);
+  // Read each sample no further than the last of them, and deal out the samples of each class over ten folds.
+  const classes = ['Psoriasis', 'Psoriatic Arthritis'], sizes = [0, 0], folds = 10, x = [], y = [], fold = [], p = [];
+  for (let start = lineEnd(0) + 1, end = lineEnd(start); start < data.length; start = end + 1, end = lineEnd(start)) {
+    let label = classes.indexOf(cell(start, end)), at = start, column = -1, row = [];
+    if (label < 0) throw Error(`sample ${y.length + 1} is '${cell(start, end)}', neither ${classes.join(' nor ')}`);
+    for (const wanted of signature) {
+      for (; column < wanted; column++) at = data.indexOf('\t', at) + 1;
+      row.push(at > start ? Number(cell(at, end) || NaN) : NaN);
+      if (!isFinite(row.at(-1))) throw Error(`sample ${y.length + 1} has no number for ${probesets[wanted]}`);
+    }
+    x.push(row); y.push(label); fold.push(sizes[label]++ % folds);
+  }
+  if (Math.min(...sizes) < folds) throw Error(`each class needs ${folds} samples, not ${sizes.join(' and ')}`);
+  // Classifiers learn from the rows of the two classes, and return a function: row => probability of the second class.
+  const sum = (values) => values.reduce((a, b) => a + b, 0), mean = (values) => sum(values) / values.length;
+  const variance = (values, m = mean(values)) => mean(values.map((value) => (value - m) ** 2));
+  const columns = (rows) => rows[0].map((_, j) => rows.map((row) => row[j])), sigmoid = (t) => 1 / (1 + Math.exp(-t));
+  const add = (target, factor, source) => source.forEach((value, k) => { target[k] += factor * value; });
+  const LDA = (groups, [a, b], prior) => {    // linear discriminant analysis, with a ridge of 0.001
+    const S = a.map((_, j) => [...a.map((_, k) => j === k ? 0.001 : 0), b[j].mean - a[j].mean]);
+    groups.forEach((rows, label) => rows.forEach((row) => {               // S: covariance, and difference of the means
+      const centred = row.map((value, j) => value - [a, b][label][j].mean);
+      S.forEach((s, j) => add(s, centred[j] / (groups[0].length + groups[1].length), centred));
+    }));
+    S.forEach((pivot, j) => S.forEach((s) => s === pivot || add(s, -s[j] / pivot[j], pivot)));    // Gauss-Jordan
+    return (row) => sigmoid(prior + sum(S.map((s, j) => s.at(-1) / s[j] * (row[j] - (a[j].mean + b[j].mean) / 2))));
+  };
+  const GNB = (groups, [a, b], prior) => {    // Gaussian naive Bayes
+    const logDensity = (value, gene) => -(Math.log(gene.variance) + (value - gene.mean) ** 2 / gene.variance) / 2;
+    return (row) => sigmoid(prior + sum(row.map((value, j) => logDensity(value, b[j]) - logDensity(value, a[j]))));
+  };
+  const KNN = (groups) => (row) => mean(groups.flatMap((rows, label) => rows.map((other) =>    // nearest neighbours
+    [sum(row.map((v, j) => (v - other[j]) ** 2)), label])).sort((a, b) => a[0] - b[0]).slice(0, 5).map((near) => near[1]));
+  // Cross-validation: each sample is predicted by models, and standardised by moments, that have not seen it.
+  for (let f = 0; f < folds; f++) {
+    progress(f / folds);
+    const seen = columns(x.filter((_, r) => fold[r] !== f)).map((v) => [mean(v), Math.sqrt(variance(v)) || 1]);
+    const z = x.map((row) => row.map((value, j) => (value - seen[j][0]) / seen[j][1]));
+    const groups = [0, 1].map((label) => z.filter((_, r) => fold[r] !== f && y[r] === label));
+    const genes = groups.map((rows) => columns(rows).map((v) => ({ mean: mean(v), variance: variance(v) + 1e-9 })));
+    const models = [LDA, GNB, KNN].map((learn) => learn(groups, genes, Math.log(groups[1].length / groups[0].length)));
+    z.forEach((row, r) => { if (fold[r] === f) p[r] = models.map((model) => model(row)); });
+  }
+  return ['LDA', 'GNB', 'KNN', 'Ensemble'].map((classifier, c) => {
+    const score = p.map((three) => [...three, mean(three)][c]), right = score.filter((q, r) => (q >= 0.5) === !!y[r]);
+    const wins = sum(score.map((q, r) => y[r] && sum(score.map((o, s) => y[s] ? 0 : (q > o) + (q === o) / 2))));
+    return { classifier, accuracy: +(right.length / y.length).toFixed(3), auc: +(wins / sizes[0] / sizes[1]).toFixed(3),
+      probesets: signature.map((j) => probesets[j]).join(', ') };
+  });
+}'''
+
+# JOB
+job = compute_for(slices, work_function, [*map(float, (n_signatures, min_sig_length, max_sig_length, seed)), data])
+job.computeGroups = [{'joinKey': 'demo', 'joinSecret': 'dcp'}]
+job.worktime = 'map-basic'    # the one for JavaScript
+job.setResultStorage(f'{server_url}/dcp-results',    # <<<<<< bypasses the scheduler: workers post their results to it
+                     {'elementType': 'results', 'job': job.id, 'key': access_key})
+
+# PUBLIC INFO
+job.public.name = 'PsA signature search'
+job.public.description = 'Scores random gene signatures that tell psoriatic arthritis from psoriasis'
+job.public.link = 'https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE57383'
+
+# EVENTS
+patience = 30                   # seconds without news from DCP until this script says so
+accepted, said = False, set()
+alarm = None
+
+
+def say_once(line):
+    """Print a line that has not been printed before: DCP repeats its events."""
+    if line not in said:
+        print(line)
+        said.add(line)
+
+
+def wait_for_news():
+    """Start to count the seconds without news afresh."""
+    global alarm
+    if alarm:
+        alarm.cancel()
+    alarm = loop.call_later(patience, no_news)
+
+
+def no_news():
+    if not accepted:
+        sys.exit(f'DCP has not answered for {patience} s: check your network and try again.')
+    say_once(f'  No result for {patience} s. Does a worker run in compute group {job.computeGroups[0]["joinKey"]!r}, '
+             f'and was it given --allow-origin {server_url}? Waiting on...')
+
+
+def on_state(state):
+    print('State:', state)
+    wait_for_news()
+
+
+def on_accepted(_):
+    global accepted
+    accepted = True
+    print(f'  Job ID: {job.id}\n  Job accepted, awaiting results...')
+
+
+def on_result(result):
+    """Tell what the server answered to the worker: no more than that comes by way of DCP."""
+    wait_for_news()
+    mark = '✔' if result.result == 'Result received' else '✘'
+    say_once(f'    {mark} Slice {int(result.sliceNumber)}: {result.result}')
+
+
+def on_error(error):
+    if error.code == 'EPERM_ORIGIN':
+        say_once(f'  A worker may not use the server: start it with --allow-origin {server_url}')
+    elif error.code != 'EUNCAUGHT':    # what the work function threw comes as the result of its slice
+        say_once(f'  A worker failed: {error.message}')
+
+
+def on_nofunds(event):
+    say_once(f'  No funds: the job waits until the account has {event.fundsRequired} more compute credits.')
+
+
+job.on('readystatechange', on_state)
+job.on('accepted', on_accepted)
+job.on('result', on_result)
+job.on('error', on_error)
+job.on('nofunds', on_nofunds)
+
+
+# RUN
+def ask_server(path, method='GET'):
+    """Return server.py's answer, or stop with what is wrong. A proxy would not reach it: it is inside the firewall."""
+    try:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        return direct.open(urllib.request.Request(f'{server_url}{path}?key={access_key}', method=method), timeout=10).read()
+    except OSError as error:
+        sys.exit(f'server.py does not answer at {server_url} ({error}): start it, and set server_url on line 26.')
+
+
+try:
+    pm.eval(f'({work_function})')
+except pm.SpiderMonkeyError as error:
+    sys.exit(f'The work function does not compile: {" ".join(str(error).splitlines()[:2])}')
+ask_server('/GSE57383_ps_psa', 'HEAD')
+try:
+    # Not job.exec() and job.wait(): they hang if DCP refuses the job, and do not tell a cancelled job from a finished one.
+    blockify(job.js_ref.exec)(pm.eval('dcp.compute.marketValue'))    # or a number: compute credits offered per slice
+except KeyboardInterrupt:
+    job.cancel('stopped by its owner')
+    sys.exit('  Job cancelled: it costs nothing more.')
+except pm.SpiderMonkeyError as error:
+    if error.jsError['code'] == 'DCPL-1100':
+        sys.exit('DCP does not know this joinKey and joinSecret: check line 99.')
+    sys.exit(f'Job {"cancelled" if accepted else "not deployed"}: {error.jsError["message"]}')
+stored = json.loads(ask_server(f'/dcp-results/{job.id}'))
+missing = [int(i) for i in slices if i not in stored]
+if missing:
+    sys.exit(f'{len(missing)} of {n_signatures} slices have no result: {missing}')
+print('Done.')
