@@ -1,0 +1,138 @@
+"""A copy of the project to edit and run as a user would: its server, and its job on the mocked DCP."""
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+class Project:
+    """A copy of the project's scripts and data in a folder of its own, on a port of its own."""
+
+    def __init__(self, folder):
+        folder.mkdir()
+        self.folder, self.running = folder, []
+        for name in ('server.py', 'remote-job.py', 'input', 'tests'):
+            source = PROJECT / name
+            shutil.copytree(source, folder / name) if source.is_dir() else shutil.copy(source, folder / name)
+        with socket.create_server(('127.0.0.1', 0)) as free:
+            self.port = free.getsockname()[1]
+        self.url = f'http://127.0.0.1:{self.port}'
+        self.edit('server.py', 'port = 5001', f'port = {self.port}')
+        self.edit('remote-job.py', "server_url = 'http://127.0.0.1:5001'", f'server_url = {self.url!r}')
+
+    def edit(self, script, old, new):
+        """Change a script as the README tells its reader to."""
+        text = (self.folder / script).read_text()
+        assert text.count(old) == 1, f'{old!r} is not once in {script}'
+        (self.folder / script).write_text(text.replace(old, new))
+
+    def start(self, *arguments, **environment):
+        """Start a Python command in the project's folder; its output is read as it comes."""
+        process = Process([sys.executable, '-u', *map(str, arguments)], self.folder, environment)
+        self.running.append(process)
+        return process
+
+    def run(self, *arguments, **environment):
+        """Run a Python command in the project's folder to its end."""
+        process = self.start(*arguments, **environment)
+        process.wait()
+        return process
+
+    def serve(self):
+        """Start server.py and return when it answers."""
+        server = self.start('server.py')
+        server.wait_for(' * Debug mode: off')
+        return server
+
+    def run_job(self, *options, **environment):
+        """Run remote-job.py on the mocked DCP, with workers that may use the server unless told otherwise."""
+        return self.run(*self.job_command(*options), **environment)
+
+    def start_job(self, *options, **environment):
+        return self.start(*self.job_command(*options), **environment)
+
+    def job_command(self, *options):
+        allowed = [] if '--allow-origin' in options else ['--allow-origin', self.url]
+        return ['-m', 'tests.mock_dcp', *allowed, *options, 'remote-job.py']
+
+    def results(self):
+        """Return the results files, the oldest first."""
+        return sorted((self.folder / 'results').glob('*.txt'))
+
+    def stop(self):
+        """End all that still runs."""
+        for process in self.running:
+            if process.process.poll() is None:
+                process.stop()
+            process.process.stdout.close()
+            process.process.stderr.close()
+
+    def request(self, path, data=None, method=None, headers={}):
+        """Send a request straight to the server. Return status, text and headers of the answer, whatever they are."""
+        body = urllib.parse.urlencode(data).encode() if isinstance(data, dict) else data
+        try:
+            with urllib.request.urlopen(urllib.request.Request(self.url + path, body, headers, method=method)) as answer:
+                return answer.status, answer.read().decode(), answer.headers
+        except urllib.error.HTTPError as answer:
+            return answer.code, answer.read().decode(), answer.headers
+
+
+class Process:
+    """A running command whose output (and errors) can be waited for, line by line."""
+
+    def __init__(self, command, folder, environment):
+        environment = {**os.environ, **environment}
+        self.process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, text=True,
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8')
+        self.lines, self.errors, self.news = [], [], threading.Condition()
+        self.readers = [threading.Thread(target=self.read, args=pair, daemon=True) for pair in
+                        ((self.process.stdout, self.lines), (self.process.stderr, self.errors))]
+        for reader in self.readers:
+            reader.start()
+
+    def read(self, stream, lines):
+        for line in stream:
+            with self.news:
+                lines.append(line.rstrip('\n'))
+                self.news.notify_all()
+        with self.news:
+            self.news.notify_all()
+
+    def wait_for(self, pattern, timeout=60):
+        """Return the first line of output or errors that matches a regular expression, as soon as there is one."""
+        def found():
+            return next((line for line in self.lines + self.errors if re.search(pattern, line)), None)
+        with self.news:
+            over = lambda: found() is not None or not any(reader.is_alive() for reader in self.readers)
+            self.news.wait_for(over, timeout)
+            assert found() is not None, f'no line {pattern!r} in:\n{self.output}'
+            return found()
+
+    def wait(self, timeout=120):
+        """Return the exit status, and all the output in `lines` and `errors`."""
+        status = self.process.wait(timeout)
+        for reader in self.readers:
+            reader.join()
+        return status
+
+    def stop(self, with_signal=signal.SIGKILL):
+        self.process.send_signal(with_signal)
+        return self.wait()
+
+    @property
+    def status(self):
+        return self.process.returncode
+
+    @property
+    def output(self):
+        return '\n'.join(self.lines + self.errors)
