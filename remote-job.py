@@ -1,6 +1,6 @@
-"""Search random gene signatures that tell psoriatic arthritis from psoriasis, on DCP. Workers fetch the data from
-server.py and post their results to it, so that neither passes through DCP's scheduler."""
+"""Search random gene signatures that tell psoriatic arthritis from psoriasis, on DCP with remote data and results."""
 import json
+import signal
 import sys
 import urllib.request
 
@@ -9,22 +9,22 @@ import pythonmonkey as pm
 from dcp.dry.aio import blockify, loop
 
 # KEYS
-loop.set_exception_handler(lambda *_: None)    # the SDK raises its errors: no need to print their stacks as well
-try:
-    dcp.init()
-    from dcp import compute_for, wallet        # they exist only after dcp.init()
-    dcp.identity.set(wallet.get('id'))         # owns the job: ~/.dcp/id.keystore
-    wallet.add(wallet.get('default'))          # pays for it: ~/.dcp/default.keystore
-except pm.SpiderMonkeyError as error:
-    sys.exit(f'Cannot start DCP: {error.jsError["message"]}. Check your network; for keystores, ask dan@dcp.dev.')
+loop.set_exception_handler(lambda *_: None)    # DCP's errors are raised, too: do not print their JavaScript stacks
+sys.excepthook = lambda kind, error, stack: (
+    print(f'DCP: {reason(error)}. Check network, keystores (ask dan@dcp.dev) and settings.', file=sys.stderr)
+    if kind is pm.SpiderMonkeyError else sys.__excepthook__(kind, error, stack))
+reason = lambda error: error.jsError['message'].splitlines()[0]
+dcp.init()
+dcp.identity.set(dcp.wallet.get('id'))         # owns the job: ~/.dcp/id.keystore
+dcp.wallet.add(dcp.wallet.get('default'))      # pays for it: ~/.dcp/default.keystore
+
 # SETTINGS
 n_signatures = 10
-min_sig_length = 5
-max_sig_length = 9
+min_sig_length, max_sig_length = 5, 9
 seed = 42
-access_key = ''    # the same as in server.py
+access_key = ''    # the same letters and digits as in server.py
 server_url = 'http://127.0.0.1:5001'
-data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< bypasses the scheduler: workers fetch it
+data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< bypasses the scheduler: workers fetch
 
 # INPUT SET (as floats: Python's ints do not reach JavaScript as numbers)
 slices = [float(i) for i in range(1, n_signatures + 1)]
@@ -75,7 +75,7 @@ work_function = r'''(i, nSignatures, minLength, maxLength, seed, data) => {
     return (row) => sigmoid(prior + sum(row.map((value, j) => logDensity(value, b[j]) - logDensity(value, a[j]))));
   };
   const KNN = (groups) => (row) => mean(groups.flatMap((rows, label) => rows.map((other) =>    // nearest neighbours
-    [sum(row.map((v, j) => (v - other[j]) ** 2)), label])).sort((a, b) => a[0] - b[0]).slice(0, 5).map((near) => near[1]));
+    [sum(row.map((v, j) => (v - other[j]) ** 2)), label])).sort(([a], [b]) => a - b).slice(0, 5).map((near) => near[1]));
   // Cross-validation: each sample is predicted by models, and standardised by moments, that have not seen it.
   for (let f = 0; f < folds; f++) {
     progress(f / folds);
@@ -95,10 +95,10 @@ work_function = r'''(i, nSignatures, minLength, maxLength, seed, data) => {
 }'''
 
 # JOB
-job = compute_for(slices, work_function, [*map(float, (n_signatures, min_sig_length, max_sig_length, seed)), data])
+job = dcp.compute_for(slices, work_function, [*map(float, (n_signatures, min_sig_length, max_sig_length, seed)), data])
 job.computeGroups = [{'joinKey': 'demo', 'joinSecret': 'dcp'}]
 job.worktime = 'map-basic'    # the one for JavaScript
-job.setResultStorage(f'{server_url}/dcp-results',    # <<<<<< bypasses the scheduler: workers post their results to it
+job.setResultStorage(f'{server_url}/dcp-results',    # <<<<<< bypasses the scheduler: workers post
                      {'elementType': 'results', 'job': job.id, 'key': access_key})
 
 # PUBLIC INFO
@@ -107,36 +107,35 @@ job.public.description = 'Scores random gene signatures that tell psoriatic arth
 job.public.link = 'https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE57383'
 
 # EVENTS
-patience = 30                   # seconds without news from DCP until this script says so
-accepted, said = False, set()
-alarm = None
+patience = 30    # seconds without news from DCP until this script says so
+accepted, said, alarm = False, set(), None
 
 
 def say_once(line):
-    """Print a line that has not been printed before: DCP repeats its events."""
+    """Print a line that has not been printed yet: DCP may repeat its events."""
     if line not in said:
         print(line)
         said.add(line)
 
 
-def wait_for_news():
-    """Start to count the seconds without news afresh."""
+def expect_news():
+    """Count the seconds without news afresh."""
     global alarm
     if alarm:
         alarm.cancel()
-    alarm = loop.call_later(patience, no_news)
+    alarm = loop.call_later(patience, on_silence)
 
 
-def no_news():
+def on_silence():
     if not accepted:
-        sys.exit(f'DCP has not answered for {patience} s: check your network and try again.')
-    say_once(f'  No result for {patience} s. Does a worker run in compute group {job.computeGroups[0]["joinKey"]!r}, '
-             f'and was it given --allow-origin {server_url}? Waiting on...')
+        sys.exit(f'DCP has not answered for {patience} s: check your network, and try again.')
+    say_once(f'  No result for {patience} s: does a worker run in compute group {job.computeGroups[0]["joinKey"]!r}, '
+             f'and was it given --allow-origin {server_url}? Still waiting...')
 
 
 def on_state(state):
     print('State:', state)
-    wait_for_news()
+    expect_news()
 
 
 def on_accepted(_):
@@ -145,56 +144,62 @@ def on_accepted(_):
     print(f'  Job ID: {job.id}\n  Job accepted, awaiting results...')
 
 
-def on_result(result):
-    """Tell what the server answered to the worker: no more than that comes by way of DCP."""
-    wait_for_news()
-    mark = '✔' if result.result == 'Result received' else '✘'
-    say_once(f'    {mark} Slice {int(result.sliceNumber)}: {result.result}')
+def on_result(event):
+    """Print what the server answered to the worker that posted a result: only that answer passes through DCP."""
+    expect_news()
+    mark = '✔' if event.result == 'Result received' else '✘'
+    say_once(f'    {mark} Slice {int(event.sliceNumber)}: {event.result}')
 
 
 def on_error(error):
     if error.code == 'EPERM_ORIGIN':
         say_once(f'  A worker may not use the server: start it with --allow-origin {server_url}')
-    elif error.code != 'EUNCAUGHT':    # what the work function threw comes as the result of its slice
+    elif error.code != 'EUNCAUGHT':    # what a work function throws comes as the result of its slice, too
         say_once(f'  A worker failed: {error.message}')
 
 
-def on_nofunds(event):
+def on_no_funds(event):
     say_once(f'  No funds: the job waits until the account has {event.fundsRequired} more compute credits.')
 
 
+def on_interrupt():
+    raise KeyboardInterrupt
+
+
+signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(on_interrupt))    # a callback would swallow it
 job.on('readystatechange', on_state)
 job.on('accepted', on_accepted)
 job.on('result', on_result)
 job.on('error', on_error)
-job.on('nofunds', on_nofunds)
+job.on('nofunds', on_no_funds)
 
 
 # RUN
 def ask_server(path, method='GET'):
-    """Return server.py's answer, or stop with what is wrong. A proxy would not reach it: it is inside the firewall."""
+    """Return the answer of server.py, or end with what is wrong. No proxy: the server is inside the firewall."""
     try:
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        return direct.open(urllib.request.Request(f'{server_url}{path}?key={access_key}', method=method), timeout=10).read()
+        request = urllib.request.Request(f'{server_url}{path}?key={access_key}', method=method)
+        return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10).read()
     except OSError as error:
         sys.exit(f'server.py does not answer at {server_url} ({error}): start it, and set server_url on line 26.')
 
 
+ask_server('/GSE57383_ps_psa', 'HEAD')
 try:
     pm.eval(f'({work_function})')
 except pm.SpiderMonkeyError as error:
-    sys.exit(f'The work function does not compile: {" ".join(str(error).splitlines()[:2])}')
-ask_server('/GSE57383_ps_psa', 'HEAD')
+    sys.exit(f'The work function does not compile, line {error.jsError["lineNumber"]:.0f}: {reason(error)}')
 try:
-    # Not job.exec() and job.wait(): they hang if DCP refuses the job, and do not tell a cancelled job from a finished one.
-    blockify(job.js_ref.exec)(pm.eval('dcp.compute.marketValue'))    # or a number: compute credits offered per slice
+    # Not job.exec() and job.wait(): those hang when DCP refuses a job, and take a cancelled job for a finished one.
+    blockify(job.js_ref.exec)(pm.eval('dcp.compute.marketValue'))    # or the compute credits offered per slice
 except KeyboardInterrupt:
-    job.cancel('stopped by its owner')
-    sys.exit('  Job cancelled: it costs nothing more.')
+    if accepted:
+        job.cancel('stopped by its owner')
+    sys.exit('Stopped: the job is cancelled and costs nothing more.')
 except pm.SpiderMonkeyError as error:
     if error.jsError['code'] == 'DCPL-1100':
         sys.exit('DCP does not know this joinKey and joinSecret: check line 99.')
-    sys.exit(f'Job {"cancelled" if accepted else "not deployed"}: {error.jsError["message"]}')
+    sys.exit(f'Job {"cancelled" if accepted else "not deployed"}: {reason(error)}')
 stored = json.loads(ask_server(f'/dcp-results/{job.id}'))
 missing = [int(i) for i in slices if i not in stored]
 if missing:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -91,7 +92,7 @@ class Process:
     """A running command whose output (and errors) can be waited for, line by line."""
 
     def __init__(self, command, folder, environment):
-        environment = {**os.environ, **environment}
+        environment, self.started = {**os.environ, **environment}, time.monotonic()
         self.process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, text=True,
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8')
         self.lines, self.errors, self.news = [], [], threading.Condition()

@@ -2,6 +2,7 @@
 import argparse
 import json
 import os
+import re
 import runpy
 import secrets
 import subprocess
@@ -20,7 +21,7 @@ def main():
     if options.script:
         run_job(options)
     else:
-        play_tutorial()
+        play_tutorial(options)
 
 
 def read_options():
@@ -72,8 +73,34 @@ def run_job(options):
         runpy.run_path(options.script, run_name='__main__')
 
 
-def play_tutorial():
-    ...
+def play_tutorial(options):
+    """Start server.py unless it runs, run remote-job.py, and show the results file."""
+    options.script = str(PROJECT / 'remote-job.py')
+    url = re.search("^server_url = '(.*)'", Path(options.script).read_text(), re.MULTILINE)[1]
+    options.allow_origin.append(url)
+    with tempfile.TemporaryFile('w+') as log:
+        server = None if health(url) else subprocess.Popen([sys.executable, PROJECT / 'server.py'], text=True,
+                                                           stdout=subprocess.PIPE, stderr=log)
+        try:
+            if server:
+                print(*(server.stdout.readline() for _ in range(4)), sep='', end='', flush=True)
+            if server and not health(url):
+                log.seek(0)
+                sys.exit(log.read().strip() or f'server.py does not answer at {url}: set server_url in remote-job.py')
+            run_job(options)
+            newest = max(Path(health(url)['results_folder']).glob('*.txt'), key=lambda path: path.stat().st_mtime)
+            print(f'\n{newest}:', *newest.read_text().splitlines()[:41], sep='\n')
+        finally:
+            if server:
+                server.terminate()
+
+
+def health(url):
+    """Return what server.py says of itself, or None if it does not answer."""
+    try:
+        return json.load(urllib.request.urlopen(f'{url}/health', timeout=5))
+    except OSError:
+        return None
 
 
 if __name__ == '__main__':

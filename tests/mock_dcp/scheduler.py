@@ -63,6 +63,8 @@ class Scheduler:
 
     async def answer(self, service, dcpsid, operation, data, signers, push):
         """Answer a request of the job script: the mocked network's one entrance. JSON in, JSON out."""
+        if operation.startswith('submit') and self.faults.happens('no-answer'):
+            await asyncio.Event().wait()
         method = getattr(self, 'op_' + operation.partition('@')[0], None)
         try:
             if not method:

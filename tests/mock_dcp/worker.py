@@ -11,6 +11,7 @@ FAULTS = {
     'twice':       'the slice is computed, and its result posted, twice',
     'lose-answer': 'the result is posted, but its answer gets lost, so that the slice is given back',
     'refuse-post': 'no worker may post results to the origin, though all may fetch from it',
+    'no-answer':   'the scheduler never answers when the job is submitted',
     'no-funds':    'the scheduler tells that the account has run out of funds',
     'cancel':      'the scheduler cancels the job when it gets the result',
 }
