@@ -180,7 +180,7 @@ def ask_server(path, method='GET'):
     try:
         request = urllib.request.Request(f'{server_url}{path}?key={access_key}', method=method)
         return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10).read()
-    except OSError as error:
+    except Exception as error:
         sys.exit(f'server.py does not answer at {server_url} ({error}): start it, and set server_url on line 26.')
 
 

@@ -1,10 +1,7 @@
 """What goes wrong is said in one plain line that tells what to do: no hang, no traceback."""
-import json
 import re
 import signal
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -121,3 +118,14 @@ def test_results_do_not_come(served, silence):
     assert job.status is None
     job.stop(signal.SIGINT)
     assert sum('No result' in line for line in job.lines) == 1
+
+
+# After the job
+
+def test_result_is_missing_from_the_server(project):
+    project.edit('server.py', '        arrivals.put(arrival)\n        arrival.stored.result()\n',
+                 "        if g.slice != '7':\n            arrivals.put(arrival)\n            arrival.stored.result()\n")
+    project.serve()
+    job = project.run_job()
+    assert_ends_with(job, r'^1 of 10 slices have no result: \[7\]')
+    assert '    ✔ Slice 7: Result received' in job.lines

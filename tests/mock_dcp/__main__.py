@@ -11,9 +11,11 @@ import tempfile
 import urllib.request
 from pathlib import Path
 
-from . import scheduler, worker
+from .scheduler import Scheduler
+from .worker import FAULTS, Faults, Worker, run_workers
 
-PROJECT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+PROJECT = HERE.parents[1]
 
 
 def main():
@@ -25,49 +27,44 @@ def main():
 
 
 def read_options():
-    parser = argparse.ArgumentParser('python -m tests.mock_dcp', description=__doc__)
-    parser.add_argument('--join', action='append', metavar='KEY,SECRET',
-                        help='a compute group with its join secret (demo,dcp unless told)')
-    parser.add_argument('--allow-origin', action='append', default=[], metavar='URL',
-                        help='an origin that the workers may fetch from and post results to')
-    parser.add_argument('--workers', type=int, default=2, metavar='N', help='how many workers there are (2)')
-    parser.add_argument('--fault', action='append', default=[], metavar='NAME[=PROBABILITY]',
-                        help='let a fault happen, to each slice with that probability (1): ' +
-                             '; '.join(f'{name}: {meaning}' for name, meaning in worker.FAULTS.items()))
-    parser.add_argument('--seed', type=int, default=1, help='the same faults again for the same seed (1)')
-    parser.add_argument('script', nargs='?', help='the job script')
-    parser.add_argument('arguments', nargs=argparse.REMAINDER, help='its arguments')
+    parser = argparse.ArgumentParser('python -m tests.mock_dcp', description=__doc__, epilog='faults: ' + '; '.join(
+        f'{name}: {meaning}' for name, meaning in FAULTS.items()))
+    option = parser.add_argument
+    option('--join', action='append', metavar='KEY,SECRET', help='a compute group and its secret (demo,dcp)')
+    option('--allow-origin', action='append', default=[], metavar='URL', help='workers may fetch from and post to it')
+    option('--workers', type=int, default=2, metavar='N', help='how many workers there are (2)')
+    option('--fault', action='append', default=[], metavar='NAME[=PROBABILITY]', help='what goes wrong, how often (1)')
+    option('--seed', type=int, default=1, help='the same faults again for the same seed (1)')
+    option('script', nargs='?', help='the job script')
+    option('arguments', nargs=argparse.REMAINDER, help='its arguments')
     options = parser.parse_args()
     try:
-        options.groups = dict(join.split(',', 1) for join in options.join or ['demo,dcp'])
-        options.faults = {name: float(probability or 1) for name, _, probability in
-                          (fault.partition('=') for fault in options.fault)}
+        options.groups = dict(group.split(',', 1) for group in options.join or ['demo,dcp'])
+        faults = {name: float(probability or 1) for name, _, probability in (f.partition('=') for f in options.fault)}
     except ValueError:
-        parser.error('--join wants KEY,SECRET and --fault wants NAME or NAME=PROBABILITY')
-    for name in options.faults.keys() - worker.FAULTS.keys():
-        parser.error(f'no fault {name!r}, only {", ".join(worker.FAULTS)}')
+        parser.error('--join wants KEY,SECRET, and --fault NAME or NAME=PROBABILITY')
+    if faults.keys() - FAULTS.keys():
+        parser.error(f'the faults are {", ".join(FAULTS)}')
+    options.faults = Faults(faults, options.seed)
     return options
 
 
 def run_job(options):
-    """Run the script in this process, with `dcp` initialised and its network replaced."""
+    """Run the script in this process, with dcp initialised and its network replaced."""
     with tempfile.TemporaryDirectory(prefix='mock-dcp-') as home:
-        (Path(home) / 'dcp-config.js').write_text(scheduler.config())
-        for name in ('id', 'default'):    # throwaway keystores: nothing but a private key
+        for name in ('id', 'default'):    # a keystore may be nothing but a private key
             (Path(home) / f'{name}.keystore').write_text(json.dumps('0x' + secrets.token_hex(32)))
         os.environ.setdefault('DCP_RESOURCE_DIR', home)
-        os.environ['DCP_CONFIG_LOCATION'] = (Path(home) / 'dcp-config.js').as_uri()
+        os.environ['DCP_CONFIG_LOCATION'] = (HERE / 'dcp-config.js').as_uri()
         import dcp
         import pythonmonkey as pm
         dcp.init()    # the script's own dcp.init() then finds it done
-        glue = pm.eval((Path(__file__).parent / 'glue.js').read_text())
-        faults = worker.Faults(options.faults, options.seed)
+        glue = pm.eval((HERE / 'glue.js').read_text())
 
-        async def start_workers(mock, job):
-            if set(job.groups) & set(options.groups):
-                await worker.run_workers([worker.Worker(mock, job, glue, options.allow_origin, faults)
-                                          for _ in range(options.workers)], job)
-        glue['replaceConnection'](scheduler.Scheduler(glue, options.groups, faults, start_workers).answer)
+        async def work(scheduler, job):
+            await run_workers([Worker(scheduler, job, glue, options.allow_origin, options.faults)
+                               for _ in range(options.workers)], job)
+        glue['replaceConnection'](Scheduler(glue, options.groups, options.faults, work).answer)
         sys.argv = [options.script, *options.arguments]
         sys.path.insert(0, str(Path(options.script).resolve().parent))
         runpy.run_path(options.script, run_name='__main__')

@@ -1,37 +1,34 @@
-/* The mocked DCP's way into dcp-client, evaluated inside PythonMonkey once dcp.init() has loaded it. Errors are
- * returned, as {error: {...}}: PythonMonkey would print the stack of every rejected promise. */
+/* The mocked DCP's way into dcp-client, evaluated inside PythonMonkey after dcp.init(). What a worker fails at is
+ * returned, as {error}: PythonMonkey would print the stack of every rejected promise. */
 (() => {
   const { kvin, utils, protocol } = globalThis.dcp;
-  const attempt = async (promise) => promise.catch((e) => ({
-    error: { name: e.name, message: e.message, code: e.code || e.errorCode || null } }));
   const toSandbox = (message) => JSON.stringify({ type: 'workerMessage', message: kvin.marshal(message) });
+  const attempt = (work) => (...args) => work(...args).catch(
+    ({ name, message, code = null }) => ({ error: { name, message, code } }));
 
-  /** Put `answer` in the place of the network: (service, dcpsid, operation, data, signers, push) => JSON. */
+  /** The seam: put `answer`, from (service, dcpsid, operation, data, signers, push) to JSON, in the network's place. */
   function replaceConnection(answer)
   {
     protocol.Connection = class Connection
     {
       constructor(target)
       {
-        this.service = target.location.pathname.replace(/\//g, '');
-        this.dcpsid = utils.generateOpaqueId();
-        this.emitter = new globalThis.dcp['dcp-events'].EventEmitter('mocked connection');
-        const connection = this;
+        const emitter = new globalThis.dcp['dcp-events'].EventEmitter('mocked connection');
+        const dcpsid = this.dcpsid = utils.generateOpaqueId();
+        const push = (event) => emitter.emit('request',
+          { payload: { operation: 'event', data: JSON.parse(event) }, respond() {} });
+        for (const method of ['on', 'off', 'removeAllListeners'])
+          this[method] = (...args) => emitter[method](...args);
         this.Request = class Request
         {
-          constructor(operation, data)
-          {
-            this.payload = typeof operation === 'object' ? operation : { operation, data };
-            this.signers = [];
-          }
+          signers = [];
+          constructor(operation, data) { this.payload = operation.operation ? operation : { operation, data }; }
           async authorize(keystore) { this.signers.push(String(keystore.address)); }
           async send()
           {
-            const { operation, data, jsonData } = this.payload;
-            const push = (event) => connection.emitter.emit('request',
-              { payload: { operation: 'event', data: JSON.parse(event) }, respond() {} });
-            const { error, payload } = JSON.parse(await answer(connection.service, connection.dcpsid, operation,
-              jsonData || JSON.stringify(data), this.signers, push));
+            const { operation, data, jsonData = JSON.stringify(data) } = this.payload;
+            const { error, payload } = JSON.parse(
+              await answer(target.location.pathname, dcpsid, operation, jsonData, this.signers, push));
             if (error)
               throw Object.assign(new Error(error.message), error);
             return { success: true, payload };
@@ -39,16 +36,9 @@
         };
       }
       request(operation, data) { return new this.Request(operation, data).send(); }
-      on(...args) { this.emitter.on(...args); return this; }
-      off(...args) { this.emitter.off(...args); return this; }
-      removeAllListeners(...args) { this.emitter.removeAllListeners(...args); }
-      ref() { return this; }
-      unref() { return this; }
-      isQuiescent() { return true; }
-      async connect() {}
-      async keepalive() {}
-      close() {}
     };
+    for (const method of ['connect', 'close', 'keepalive', 'isQuiescent', 'ref', 'unref'])
+      protocol.Connection.prototype[method] = async () => {};
   }
 
   /** What a client that knows the join secret sends, worked out by dcp-client's own code. */
@@ -58,17 +48,17 @@
       { computeGroups: [{ joinKey, joinSecret }], leaveGlobalGroup: true }, { connection: { dcpsid } })[0].joinHashHash;
   }
 
-  /** The slices of an input set as messages for a sandbox, or {href} for those that the worker has to fetch. */
+  /** The slices of an input set: {line} to send to the sandbox, or {href} to fetch it from. */
   function slices(inputSet)
   {
     const { dataValues, dataRange, dataPattern, sliceCount } = JSON.parse(inputSet);
     const values = dataValues ? kvin.unmarshal(dataValues)
       : dataRange ? Array.from(globalThis.dcp['range-object'].rehydrateRange(dataRange))
-      : Array.from({ length: sliceCount || 0 }, (_, i) => new URL(dataPattern.replace('{slice}', i + 1)));
-    return values.map((value) => value?.href ? { href: value.href } : { line: toSandbox({ request: 'main', data: value }) });
+      : Array.from({ length: sliceCount }, (_, i) => new URL(dataPattern.replace('{slice}', i + 1)));
+    return values.map((data) => data?.href ? { href: data.href } : { line: toSandbox({ request: 'main', data }) });
   }
 
-  /** A worker's allow list. One that refuses to post has it for everything but results. */
+  /** A worker's allow list: of origins for every purpose, or for every purpose but results. */
   function allowList(origins, refusesToPost)
   {
     globalThis.structuredClone ??= (value) => JSON.parse(JSON.stringify(value));    /* PythonMonkey has none */
@@ -78,21 +68,16 @@
   }
 
   /** Fetch work function and arguments as a worker does; return the message that assigns the job to a sandbox. */
-  async function assignment(job, allowed)
+  async function assignment(submitted, allowed)
   {
-    const { workFunctionURI, marshaledArguments, worktime, useStrict, ...details } = JSON.parse(job);
+    const { workFunctionURI, marshaledArguments, worktime, ...job } = JSON.parse(submitted);
     const workFunction = await utils.fetchURI(workFunctionURI, allowed, 'fetchWorkFunctions');
     const values = await Promise.all(kvin.unmarshal(marshaledArguments).map((value) =>
       value.href ? utils.fetchURI(new URL(value.href), allowed, 'fetchArguments')
-        : value.method === 'json' ? JSON.parse(value.string) : kvin.parse(value.string)));
-    const version = { 'map-basic': '1.0.0' }[worktime.name];
-    if (!version)
-      throw Object.assign(new Error(`the mocked worker has no worktime '${worktime.name}'`), { code: 'ENOWORKTIME' });
-    const { name, description, link, requirePath, dependencies } = details;
+        : (value.method === 'json' ? JSON : kvin).parse(value.string)));
     return toSandbox({ request: 'assign', sandboxConfig: {}, job: {
-      id: details.job, arguments: values, workFunction: String(workFunction), worktime: { name: worktime.name, version },
-      useStrict: Boolean(useStrict), dependencies: dependencies || [], requirePath: requirePath || [], modulePath: [],
-      public: { name, description, link } } });
+      dependencies: [], requirePath: [], modulePath: [], ...job, id: job.job, public: job, arguments: values,
+      workFunction: String(workFunction), worktime: { name: worktime.name, version: '1.0.0' } } });
   }
 
   async function sliceData(href, allowed)
@@ -103,35 +88,33 @@
   /** Read a line of the sandbox. A thrown error is a result too: the real worker posts it like one. */
   function fromSandbox(line)
   {
-    const { value } = kvin.unmarshal(JSON.parse(line).message);
+    const { value } = kvin.unmarshal(JSON.parse(line).message), { stack, message, name } = value.error || {};
     if (value.request === 'workError')
-    {
-      const { stack, message, name, code } = value.error;
-      value.error = { message, name, code: 'EUNCAUGHT', stack };
-      value.result = { stack, message, errorCode: 'EUNCAUGHT', name };
-    }
-    const { result, ...rest } = value;
-    return JSON.stringify({ ...rest, truthy: Boolean(result), json: JSON.stringify(result), kvin: kvin.serialize(result) });
+      Object.assign(value, { error: { name, message, code: 'EUNCAUGHT', stack },
+                             result: { stack, message, errorCode: 'EUNCAUGHT', name } });
+    if (value.request === 'console')
+      value.payload.message = kvin.marshal(value.payload.message);
+    const { result } = value;
+    return JSON.stringify({ ...value, result: undefined, truthy: Boolean(result), json: JSON.stringify(result),
+                            kvin: kvin.serialize(result) });
   }
 
-  /** Post a result to its remote storage, as the real worker's sendResultToRemote does; return the answer as data: URI. */
-  async function postResult(details, slice, result, allowed)
+  /** Post a result as the real worker's sendResultToRemote does; return the server's answer as a data: URI. */
+  async function postResult(submitted, element, result, allowed)
   {
-    const { resultStorageDetails, resultStorageParams } = JSON.parse(details), { truthy, json, kvin: serialized } = JSON.parse(result);
-    const params = { contentType: 'application/json', element: slice, ...resultStorageParams };
+    const { resultStorageDetails: url, resultStorageParams } = JSON.parse(submitted);
+    const params = { contentType: 'application/json', element, ...resultStorageParams };
+    const { truthy, json, kvin: serialized } = JSON.parse(result);
     if (truthy)
       params.content = utils.categorizeContentType(params.contentType).isKVIN ? serialized : json;
     else
       params.error = 'null';
-    const { origin } = new URL(resultStorageDetails);
-    if (!allowed.isAllowed(origin, 'sendResults'))
-      throw Object.assign(new Error(`Invalid origin for remote result storage: '${origin}'`), { code: 'EPERM_ORIGIN' });
-    return utils.encodeDataURI(await utils.justFetch(resultStorageDetails, 'string', 'POST', false, params));
+    if (!allowed.isAllowed(new URL(url).origin, 'sendResults'))
+      throw new Error(`Invalid origin for remote result storage: '${url}'`);
+    return utils.encodeDataURI(await utils.justFetch(url, 'string', 'POST', false, params));
   }
 
   return { replaceConnection, joinHashHash, slices, allowList, fromSandbox, encodeDataURI: utils.encodeDataURI,
-    toSandbox: (message) => toSandbox(JSON.parse(message)),
-    assignment:  (...args) => attempt(assignment(...args)),
-    sliceData:   (...args) => attempt(sliceData(...args)),
-    postResult:  (...args) => attempt(postResult(...args)) };
+           toSandbox: (request) => toSandbox(JSON.parse(request)), assignment: attempt(assignment),
+           sliceData: attempt(sliceData), postResult: attempt(postResult) };
 })()
