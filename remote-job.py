@@ -10,10 +10,10 @@ from dcp.dry.aio import blockify, loop
 
 # KEYS
 loop.set_exception_handler(lambda *_: None)    # DCP's errors are raised, too: do not print their JavaScript stacks
+reason = lambda error: error.jsError['message'].splitlines()[0]
 sys.excepthook = lambda kind, error, stack: (
     print(f'DCP: {reason(error)}. Check network, keystores (ask dan@dcp.dev) and settings.', file=sys.stderr)
     if kind is pm.SpiderMonkeyError else sys.__excepthook__(kind, error, stack))
-reason = lambda error: error.jsError['message'].splitlines()[0]
 dcp.init()
 dcp.identity.set(dcp.wallet.get('id'))         # owns the job: ~/.dcp/id.keystore
 dcp.wallet.add(dcp.wallet.get('default'))      # pays for it: ~/.dcp/default.keystore
@@ -154,7 +154,7 @@ def on_result(event):
 def on_error(error):
     if error.code == 'EPERM_ORIGIN':
         say_once(f'  A worker may not use the server: start it with --allow-origin {server_url}')
-    elif error.code != 'EUNCAUGHT':    # what a work function throws comes as the result of its slice, too
+    elif 'EUNCAUGHT' not in (error.code, error.errorCode):    # what a work function throws is a result, too
         say_once(f'  A worker failed: {error.message}')
 
 
@@ -163,10 +163,12 @@ def on_no_funds(event):
 
 
 def on_interrupt():
+    """End the wait for DCP. Another Ctrl-C ends this script without a word."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     raise KeyboardInterrupt
 
 
-signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(on_interrupt))    # a callback would swallow it
+signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(on_interrupt))    # DCP would swallow it in a callback
 job.on('readystatechange', on_state)
 job.on('accepted', on_accepted)
 job.on('result', on_result)
@@ -195,7 +197,7 @@ try:
 except KeyboardInterrupt:
     if accepted:
         job.cancel('stopped by its owner')
-    sys.exit('Stopped: the job is cancelled and costs nothing more.')
+    sys.exit(f'Stopped: the job {"is cancelled and costs nothing more" if accepted else "is not deployed"}.')
 except pm.SpiderMonkeyError as error:
     if error.jsError['code'] == 'DCPL-1100':
         sys.exit('DCP does not know this joinKey and joinSecret: check line 99.')

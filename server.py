@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 from concurrent.futures import Future
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -25,15 +26,15 @@ here = Path(__file__).resolve().parent
 port = 5001
 data_file = here / 'input' / 'GSE57383_ps_psa.txt'
 results_folder = here / 'results'
-names_file = results_folder / '.jobs.json'
 browser_origins = ['https://dcp.work']    # the only web pages that may read data or post results
 access_key = ''                           # if set, data and results need it: set the same one in remote-job.py
 certificate = None                        # ('certificate.pem', 'private_key.pem') to serve https
 max_result_size = 10_000_000              # bytes; a larger result is refused
 max_jobs = 1000                           # a new job beyond these is refused until old results files are moved away
 
+names_file = results_folder / '.jobs.json'   # which results file is which job's
+no_job = f'{datetime.now():%d%m%y%H%M%S}'    # stands for the job of results that name none, since this start
 app = Flask('server')
-no_job = f'{datetime.now():%d%m%y%H%M%S}'    # stands for the job of posts that name none, one per start of the server
 app.config['MAX_CONTENT_LENGTH'] = max_result_size
 logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
 logging.getLogger('werkzeug').setLevel(logging.ERROR)    # its line per request would show the access key
@@ -168,7 +169,7 @@ class Arrival:
 
 
 def store_arrivals():
-    """Append results to their files: the one thread that does. All that has arrived by now shares one write and sync."""
+    """Append results to their files. Only this thread does; what arrives while it syncs shares the next write and sync."""
     files = {}
     while True:
         batch = [arrivals.get()]
@@ -223,16 +224,14 @@ class ResultsFile:
             with open(self.path, 'r+b' if self.path.exists() else 'w+b', buffering=0) as file:
                 file.truncate(self.size)
                 # The first byte goes in last. Until then it reads as zero, so a crash leaves all of this or nothing.
-                try:
-                    write_at(file, self.size + 1, data[1:])
-                    write_at(file, self.size, data[:1])
-                    os.fsync(file.fileno())
-                except OSError:
-                    file.truncate(self.size)
-                    raise
+                write_at(file, self.size + 1, data[1:])
+                write_at(file, self.size, data[:1])
+                os.fsync(file.fileno())
             self.size += len(data)
         except OSError:
-            self.size = None    # what the file holds is no longer known: the next append reads it again
+            with suppress(OSError):
+                os.truncate(self.path, self.size)
+            self.size = None    # what is in the file is no longer known: read it again before the next append
             raise
 
 
@@ -240,7 +239,7 @@ def as_table(result):
     """Return the columns and rows of a result. A list of objects with the same keys is a table; all else one value."""
     if isinstance(result, list) and result and all(isinstance(row, dict) and row for row in result):
         if all(list(row) == list(result[0]) for row in result):
-            return list(result[0]), [[as_cell(value) for value in row.values()] for row in result]
+            return [as_cell(name) for name in result[0]], [[as_cell(value) for value in row.values()] for row in result]
     return ['result'], [[json.dumps(result)]]
 
 
@@ -263,7 +262,8 @@ def results_path(job):
         if len(names) >= max_jobs:
             raise TooManyRequests(f'there are {max_jobs} jobs: move old results files and {names_file.name} away')
         when = datetime.now()
-        while (name := f'GSE57383_PsA_vs_Ps_{when:%d%m%y_%H%M%S}.txt') in names.values() or (results_folder / name).exists():
+        taken = {*names.values(), *os.listdir(results_folder)}
+        while (name := f'GSE57383_PsA_vs_Ps_{when:%d%m%y_%H%M%S}.txt') in taken:
             when += timedelta(seconds=1)
         names[job] = name
         new_file = names_file.with_suffix('.new')
@@ -313,7 +313,7 @@ def main():
     try:
         listener = socket.create_server(('', port))
     except OSError as error:
-        sys.exit(f'Cannot use port {port} ({error.strerror}): stop the program that uses it, or change port in server.py.')
+        sys.exit(f'Cannot use port {port} ({error.strerror}): stop what uses it, or change port in server.py.')
     try:
         server = make_server('', port, app, threaded=True, request_handler=Handler, ssl_context=certificate,
                              fd=listener.fileno())
