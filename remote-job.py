@@ -58,7 +58,7 @@ work_function = r'''(i, nSignatures, minLength, maxLength, seed, data) => {
   if (Math.min(...sizes) < folds) throw Error(`each class needs ${folds} samples, not ${sizes.join(' and ')}`);
   // Classifiers learn from the rows of the two classes, and return a function: row => probability of the second class.
   const sum = (values) => values.reduce((a, b) => a + b, 0), mean = (values) => sum(values) / values.length;
-  const variance = (values, m = mean(values)) => mean(values.map((value) => (value - m) ** 2));
+  const variance = (values, m = mean(values)) => values.reduce((total, v) => total + (v - m) ** 2, 0) / values.length;
   const columns = (rows) => rows[0].map((_, j) => rows.map((row) => row[j])), sigmoid = (t) => 1 / (1 + Math.exp(-t));
   const add = (target, factor, source) => source.forEach((value, k) => { target[k] += factor * value; });
   const LDA = (groups, [a, b], prior) => {    // linear discriminant analysis, with a ridge of 0.001
@@ -74,8 +74,8 @@ work_function = r'''(i, nSignatures, minLength, maxLength, seed, data) => {
     const logDensity = (value, gene) => -(Math.log(gene.variance) + (value - gene.mean) ** 2 / gene.variance) / 2;
     return (row) => sigmoid(prior + sum(row.map((value, j) => logDensity(value, b[j]) - logDensity(value, a[j]))));
   };
-  const KNN = (groups) => (row) => mean(groups.flatMap((rows, label) => rows.map((other) =>    // nearest neighbours
-    [sum(row.map((v, j) => (v - other[j]) ** 2)), label])).sort(([a], [b]) => a - b).slice(0, 5).map((near) => near[1]));
+  const KNN = (groups) => (row) => mean(groups.flatMap((rows, c) => rows.map((near) => [    // nearest neighbours
+    row.reduce((d, v, j) => d + (v - near[j]) ** 2, 0), c])).sort((a, b) => a[0] - b[0]).slice(0, 5).map((k) => k[1]));
   // Cross-validation: each sample is predicted by models, and standardised by moments, that have not seen it.
   for (let f = 0; f < folds; f++) {
     progress(f / folds);
