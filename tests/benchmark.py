@@ -1,0 +1,253 @@
+"""Measure each part of the project side by side with something simpler that does the same.
+
+    python -m tests.benchmark    (about two minutes, no network)
+
+A row has the median of some rounds, what it is compared with, and the ratio of the two medians. Both sides take turns
+within one run, so that a busy machine slows both alike. Not part of pytest. Peak memory is VmHWM of Linux's /proc.
+"""
+import json
+import re
+import selectors
+import socket
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from statistics import median
+from urllib.parse import urlencode
+
+from input.simulate import simulate, write_table
+
+from .oracle import score
+from .project import PROJECT, Project
+
+DATA = 'GSE57383_ps_psa'
+PATIENCE = 20    # seconds after which a comparison does without its remaining rounds
+NODE = r'''      // times each JavaScript expression that it reads
+const progress = () => {}, work = WORK_FUNCTION;
+const texts = process.argv.slice(1).map((path) => require('fs').readFileSync(path, 'utf8'));
+const tabs = (text) => {
+  let count = 0;
+  for (let at = text.indexOf('\t'); at >= 0; at = text.indexOf('\t', at + 1)) count++;
+  return count;
+};
+const tabsByCharacter = (text) => {
+  let count = 0;
+  for (let at = 0; at < text.length; at++) if (text.charCodeAt(at) === 9) count++;
+  return count;
+};
+require('readline').createInterface({ input: process.stdin }).on('line', (expression) => {
+  const start = performance.now(), value = eval(expression);
+  console.log(JSON.stringify([performance.now() - start, value]));
+});
+'''
+ROW = '{:33} | {:>9} | {:>26} | {:>5} | {}'
+verdicts = []
+
+
+def show(what, ours, compared, theirs, form, goal=''):
+    """Print a row. A goal, '<= 1.5' or '<= 4 s', is about the ratio, or about our figure if it has a unit."""
+    ours, theirs = median(ours), median(theirs)
+    if goal:
+        relation, limit, *unit = goal.split()
+        value = ours if unit else ours / theirs
+        holds = value <= float(limit) if relation == '<=' else value >= float(limit)
+        verdicts.append((holds, f'{what}: {goal}'))
+        goal += ' holds' if holds else ' MISSED'
+    compared += ' ' + form.format(theirs)
+    print(ROW.format(what, form.format(ours), compared, f'{ours / theirs:.2f}', goal), flush=True)
+
+
+def in_turn(rounds, *tasks):
+    """Call the tasks in turn, with the number of the round. Return what each task returned: a list of tuples."""
+    results, end = [], time.monotonic() + PATIENCE
+    while len(results) < rounds and (not results or time.monotonic() < end):
+        results.append([task(len(results)) for task in tasks])
+    return list(zip(*results))
+
+
+def make_data(path, probesets):
+    """Write a table of 80 samples with four decimals: 12,000 probesets take 7 MB."""
+    write_table(path, *simulate(80, probesets), decimals=4)
+    return path
+
+
+# WORK FUNCTION
+def measure_work_function(folder):
+    paths = [make_data(folder / f'{probesets}.txt', probesets) for probesets in (5_100, 12_000, 36_000)]
+    source = re.search(r"^work_function = r'''(.*?)'''$", (PROJECT / 'remote-job.py').read_text(), re.M | re.S)[1]
+    node = subprocess.Popen(['node', '-e', NODE.replace('WORK_FUNCTION', source), *paths], text=True,
+                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def run(expression):
+        """Return the milliseconds that a JavaScript expression takes, and its value."""
+        print(expression, file=node.stdin, flush=True)
+        return json.loads(node.stdout.readline())
+
+    def work(number, text=1):
+        return run(f'work({number % 10 + 1}, 10, 5, 9, 42, texts[{text}])')[0]
+
+    def tabs(_, text=1):
+        return run(f'tabs(texts[{text}])')[0]
+
+    def numpy(number):
+        start, i = time.perf_counter(), number % 10 + 1
+        rows = score(table, i, 10, 5, 9, 42)
+        milliseconds = 1000 * (time.perf_counter() - start)
+        assert rows == run(f'work({i}, 10, 5, 9, 42, texts[1])')[1], 'the two do not agree'
+        return milliseconds
+
+    sizes = [partial(task, text=text) for text in range(3) for task in (work, tabs)]
+    in_turn(20, *sizes)    # warms up
+    work_3, tabs_3, work_7, tabs_7, work_21, tabs_21 = in_turn(40, *sizes)
+    show('work function, 3 MB', work_3, 'counting tabs', tabs_3, '{:.1f} ms')
+    show('work function, 7 MB', work_7, 'counting tabs', tabs_7, '{:.1f} ms', '<= 1.5')
+    show('work function, 21 MB', work_21, 'counting tabs', tabs_21, '{:.1f} ms')
+    per_mb = [[each / path.stat().st_size * 1e6 for each in times] for times, path in zip((work_7, work_21), paths[1:])]
+    show('work function per MB, of 21 MB', per_mb[1], 'of 7 MB', per_mb[0], '{:.2f} ms', '<= 1.2')
+    first, last = in_turn(40, lambda number: run(f'work({number % 10 + 1}, 1000000, 7, 7, 42, texts[1])')[0],
+                          lambda number: run(f'work({1000000 - number % 10}, 1000000, 7, 7, 42, texts[1])')[0])
+    show('work function, i = n = 1,000,000', last, 'i = 1', first, '{:.1f} ms', '<= 1.2')
+    table = paths[1].read_text()
+    ours, theirs = in_turn(20, work, numpy)
+    show('work function, 7 MB', ours, 'NumPy and SciPy', theirs, '{:.1f} ms')
+    ours, theirs = in_turn(20, tabs, lambda _: run('tabsByCharacter(texts[1])')[0])
+    show('counting tabs by indexOf, 7 MB', ours, 'by charCodeAt', theirs, '{:.1f} ms')
+    node.communicate()    # closes its input, and so ends it
+
+
+# SERVING THE DATA
+def fetch(port, path, readers, size):
+    """Read a file over so many connections at once. Return MB/s, until all have got its last byte."""
+    buffer, left, selector = bytearray(2 ** 20), {}, selectors.DefaultSelector()
+    for _ in range(readers):
+        selector.register(socket.create_connection(('127.0.0.1', port)), selectors.EVENT_READ)
+    start = time.perf_counter()
+    for key in selector.get_map().values():
+        key.fileobj.sendall(f'GET /{path} HTTP/1.0\r\nHost: localhost\r\n\r\n'.encode())
+    while selector.get_map():
+        for connection in [key.fileobj for key, _ in selector.select()]:
+            count = connection.recv_into(buffer)
+            assert count, 'the connection was closed before the end of the file'
+            if connection not in left:
+                left[connection] = buffer.index(b'\r\n\r\n') + 4 + size
+            left[connection] -= count
+            if left[connection] == 0:
+                selector.unregister(connection)
+    seconds = time.perf_counter() - start
+    for connection in left:
+        connection.close()
+    return readers * size / seconds / 1e6
+
+
+def peak_memory(status):
+    """Return the MB that a /proc/PID/status calls the most that the process has had in memory."""
+    return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) * 1024 / 1e6
+
+
+def measure_serving(project):
+    size = make_data(project.folder / 'input' / f'{DATA}.txt', 76_500).stat().st_size
+    server, other = project.serve(), project.start('-m', 'http.server', 0, '--directory', 'input')
+    other_port = int(re.search(r'port (\d+)', other.wait_for('Serving HTTP'))[1])
+    for readers, rounds in ((1, 21), (32, 5)):
+        ours, theirs = in_turn(rounds, lambda _: fetch(project.port, DATA, readers, size),
+                               lambda _: fetch(other_port, f'{DATA}.txt', readers, size))
+        show(f'serving {size / 1e6:.0f} MB, {readers} at once', ours, 'http.server', theirs, '{:.0f} MB/s', '>= 1')
+    ours, theirs = [peak_memory(Path(f'/proc/{each.process.pid}/status').read_text()) for each in (server, other)]
+    show('peak memory of server.py', [ours], 'http.server', [theirs], '{:.0f} MB', '<= 100 MB')
+    project.stop()
+
+
+# TAKING RESULTS
+def post(port, body):
+    """Post a form over a connection of its own. Return whether the answer says that the result is received."""
+    request = b'POST /dcp-results HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n' % len(body) + body
+    with socket.create_connection(('127.0.0.1', port)) as connection:
+        connection.sendall(request)
+        answer = b''
+        while not answer.endswith(b'Result received') and (part := connection.recv(65536)):
+            answer += part
+    return answer.endswith(b'Result received')
+
+
+def post_results(project, job, posters, count):
+    """Post so many results from so many threads. Return results/s."""
+    rows = [{'classifier': classifier, 'accuracy': 0.7, 'auc': 0.75, 'probesets': ', '.join(['simulated_0001'] * 7)}
+            for classifier in ('LDA', 'GNB', 'KNN', 'Ensemble')]
+    form = {'contentType': 'application/json', 'content': json.dumps(rows), 'job': job}
+    bodies = [urlencode({**form, 'element': i}).encode() for i in range(1, count + 1)]
+    with ThreadPoolExecutor(posters) as pool:
+        start = time.perf_counter()
+        assert all(pool.map(partial(post, project.port), bodies)), 'a result was refused'
+        return count / (time.perf_counter() - start)
+
+
+def measure_results(project, forgetful):
+    forgetful.edit('server.py', 'arrivals.put(arrival)', 'arrival.stored.set_result(None)')    # answers at once
+    project.serve()
+    forgetful.serve()
+    for posters, count in ((1, 100), (8, 300), (64, 640)):
+        ours, theirs = in_turn(9, lambda number: post_results(project, f'{posters}x{number}', posters, count),
+                               lambda number: post_results(forgetful, f'{posters}x{number}', posters, count))
+        show(f'results stored, {posters} at once', ours, 'not stored', theirs, '{:.0f}/s', '>= 0.5')
+        for number in range(len(ours)):
+            stored = json.loads(project.request(f'/dcp-results/{posters}x{number}')[1])
+            assert stored == list(range(1, count + 1)), 'not all results are stored'
+    project.stop()
+    forgetful.stop()
+
+
+# THE WHOLE JOB
+def run_job(project):
+    """Run the job. Return the seconds of its parts and of the whole, and its peak memory in MB."""
+    job, moments = project.start_job(), []
+    for line in ('State: exec', 'Job accepted', '✔', 'VmHWM'):
+        last = job.wait_for(line)
+        moments.append(time.monotonic() - job.started)
+    assert job.wait() == 0, job.output
+    started, deployed, first, done = moments
+    return {'start': started, 'deploy': deployed - started, 'first': first - deployed, 'rest': done - first,
+            'whole': done, 'memory': peak_memory(last)}
+
+
+def measure_jobs(projects):
+    for n, project in zip((10, 100, 1000), projects):
+        project.edit('remote-job.py', 'n_signatures = 10', f'n_signatures = {n}')
+        project.edit('remote-job.py', "print('Done.')", "print('Done.', *open('/proc/self/status'))")
+        project.serve()
+    runs = in_turn(3, *[lambda _, project=project: run_job(project) for project in projects])
+    ten, hundred, thousand = [{figure: [run[figure] for run in same] for figure in same[0]} for same in runs]
+    show('job of 10 slices', ten['whole'], 'of 100', hundred['whole'], '{:.2f} s', '<= 4 s')
+    for part, figure in (('SDK: import, dcp.init()', 'start'), ('SDK: deploy, on the mock', 'deploy'),
+                         ('mock: workers, first slice', 'first'), ('mock: 9 more slices', 'rest')):
+        show(f'- {part}', ten[figure], 'all of that job', ten['whole'], '{:.2f} s')
+    show('job of 1,000 slices', thousand['whole'], 'of 100', hundred['whole'], '{:.2f} s')
+    rates = [[n / seconds for seconds in job['whole']] for n, job in ((10, ten), (100, hundred), (1000, thousand))]
+    show('slices/s of 100', rates[1], 'of 10', rates[0], '{:.1f}/s')
+    show('slices/s of 1,000', rates[2], 'of 100', rates[1], '{:.1f}/s', '>= 1')
+    show('- once the first one is there', [999 / seconds for seconds in thousand['rest']], 'of 100',
+         [99 / seconds for seconds in hundred['rest']], '{:.1f}/s')
+    show('script and mock, memory of 100', hundred['memory'], 'of 10', ten['memory'], '{:.0f} MB')
+    show('script and mock, memory of 1,000', thousand['memory'], 'of 10', ten['memory'], '{:.0f} MB')
+
+
+def main():
+    print(ROW.format('what', 'figure', 'compared with', 'ratio', 'goal'))
+    with tempfile.TemporaryDirectory() as folder:
+        projects = [Project(Path(folder) / f'project{number}') for number in range(6)]
+        try:
+            measure_work_function(Path(folder))
+            measure_serving(projects[0])
+            measure_results(*projects[1:3])
+            measure_jobs(projects[3:])
+        finally:
+            for project in projects:
+                project.stop()
+    missed = [f'Missed: {goal}' for holds, goal in verdicts if not holds]
+    print(f'{len(verdicts) - len(missed)} of {len(verdicts)} goals hold.', *missed, sep='\n')
+
+
+if __name__ == '__main__':
+    main()
