@@ -31,12 +31,12 @@ slices = [float(i) for i in range(1, n_signatures + 1)]
 
 # WORK FUNCTION (in JavaScript; it runs on the workers, where `data` is the text that they fetched)
 work_function = r'''(i, nSignatures, minLength, maxLength, seed, data) => {
-  const lineEnd = (start) => (data.indexOf('\n', start) + 1 || data.length + 1) - 1;
+  const lineEnd = (start) => (data.indexOf('\n', start) + 1 || data.length + 1) - 1, size = data.trimEnd().length;
   const cell = (start, end) => data.slice(start, end).split('\t', 1)[0].trim();
   const [phenotype, ...probesets] = data.slice(0, lineEnd(0)).trim().split('\t'), n = probesets.length;
   if (phenotype !== 'phenotype' || !n) throw Error('the data has no phenotype column or no probesets');
   // The signature: random probesets, none twice. Its length sweeps evenly from min to max over the slices.
-  const longest = Math.min(maxLength, n), shortest = Math.max(1, Math.min(minLength, longest));
+  const longest = Math.max(1, Math.min(maxLength, n)), shortest = Math.max(1, Math.min(minLength, longest));
   const length = shortest + Math.floor((i - 1) * (longest - shortest + 1) / Math.max(1, nSignatures - 1));
   let state = Math.imul(seed, 0x85ebca6b) + i;    // of splitmix32, whose numbers are the same in every engine
   const picked = new Set(), mix = (bits, shift, factor) => Math.imul(bits ^ bits >>> shift, factor);
@@ -45,7 +45,7 @@ work_function = r'''(i, nSignatures, minLength, maxLength, seed, data) => {
   const signature = [...picked].sort((a, b) => a - b);
   // Read each sample no further than the last of them, and deal out the samples of each class over ten folds.
   const classes = ['Psoriasis', 'Psoriatic Arthritis'], sizes = [0, 0], folds = 10, x = [], y = [], fold = [], p = [];
-  for (let start = lineEnd(0) + 1, end = lineEnd(start); start < data.length; start = end + 1, end = lineEnd(start)) {
+  for (let start = lineEnd(0) + 1, end = lineEnd(start); start < size; start = end + 1, end = lineEnd(start)) {
     let label = classes.indexOf(cell(start, end)), at = start, column = -1, row = [];
     if (label < 0) throw Error(`sample ${y.length + 1} is '${cell(start, end)}', neither ${classes.join(' nor ')}`);
     for (const wanted of signature) {
@@ -77,9 +77,9 @@ work_function = r'''(i, nSignatures, minLength, maxLength, seed, data) => {
   const KNN = (groups) => (row) => mean(groups.flatMap((rows, c) => rows.map((near) => [    // nearest neighbours
     row.reduce((d, v, j) => d + (v - near[j]) ** 2, 0), c])).sort((a, b) => a[0] - b[0]).slice(0, 5).map((k) => k[1]));
   // Cross-validation: each sample is predicted by models, and standardised by moments, that have not seen it.
-  for (let f = 0; f < folds; f++) {
-    progress(f / folds);
-    const seen = columns(x.filter((_, r) => fold[r] !== f)).map((v) => [mean(v), Math.sqrt(variance(v)) || 1]);
+  for (let f = 0; f < folds; progress(++f / folds)) {    // DCP gives up a slice that reports no progress for 30 s
+    const train = x.filter((_, r) => fold[r] !== f);
+    const seen = columns(train).map((v) => [mean(v), new Set(v).size > 1 ? Math.sqrt(variance(v)) : 1]);
     const z = x.map((row) => row.map((value, j) => (value - seen[j][0]) / seen[j][1]));
     const groups = [0, 1].map((label) => z.filter((_, r) => fold[r] !== f && y[r] === label));
     const genes = groups.map((rows) => columns(rows).map((v) => ({ mean: mean(v), variance: variance(v) + 1e-9 })));
@@ -87,10 +87,10 @@ work_function = r'''(i, nSignatures, minLength, maxLength, seed, data) => {
     z.forEach((row, r) => { if (fold[r] === f) p[r] = models.map((model) => model(row)); });
   }
   return ['LDA', 'GNB', 'KNN', 'Ensemble'].map((classifier, c) => {
-    const score = p.map((three) => [...three, mean(three)][c]), right = score.filter((q, r) => (q >= 0.5) === !!y[r]);
+    const score = p.map((three) => [...three, mean(three)][c]), hits = score.filter((q, r) => (q >= 0.5) === !!y[r]);
     const wins = sum(score.map((q, r) => y[r] && sum(score.map((o, s) => y[s] ? 0 : (q > o) + (q === o) / 2))));
-    return { classifier, accuracy: +(right.length / y.length).toFixed(3), auc: +(wins / sizes[0] / sizes[1]).toFixed(3),
-      probesets: signature.map((j) => probesets[j]).join(', ') };
+    return { classifier, accuracy: +(hits.length / y.length).toFixed(3),
+      auc: +(wins / (sizes[0] * sizes[1])).toFixed(3), probesets: signature.map((j) => probesets[j]).join(', ') };
   });
 }'''
 

@@ -6,7 +6,7 @@ import time
 import pytest
 
 PATIENCE = ('patience = 30', 'patience = 1')
-THROW_IN_SLICE_3 = ("  progress(f / folds);", "  progress(f / folds); if (i === 3) throw Error('no such gene');")
+THROW_IN_SLICE_3 = ('    const train =', "    if (i === 3) throw Error('no such gene');\n    const train =")
 
 
 def assert_ends_with(job, line, within=20):
@@ -40,9 +40,9 @@ def test_server_url_is_no_url(served):
     assert_ends_with(served.run_job(), 'Invalid scheme')
 
 
-@pytest.mark.parametrize('broken', ['progress(f / folds;', 'const progress(f / folds);'])
+@pytest.mark.parametrize('broken', ['progress(++f / folds) {', 'const progress(f))) {'])
 def test_work_function_does_not_compile(served, broken):
-    served.edit('remote-job.py', 'progress(f / folds);', broken)
+    served.edit('remote-job.py', 'progress(++f / folds)) {', broken)
     job = served.run_job()
     assert_ends_with(job, r'^The work function does not compile, line \d+: ')
     assert not job.lines
@@ -87,7 +87,7 @@ def test_work_function_throws(served):
 
 
 def test_work_function_never_calls_progress(served):
-    served.edit('remote-job.py', 'progress(f / folds);', '')
+    served.edit('remote-job.py', 'progress(++f / folds)', '++f')
     job = served.start_job()
     job.wait_for('A worker failed: Sandbox never emitted a progress event')
     job.stop(signal.SIGINT)
