@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, urlsplit
 
 from flask import Flask, abort, g, request, send_file
 from werkzeug.exceptions import HTTPException, TooManyRequests
@@ -36,6 +36,7 @@ names_file = results_folder / '.jobs.json'   # which results file is which job's
 no_job = f'{datetime.now():%d%m%y%H%M%S}'    # stands for the job of results that name none, since this start
 app = Flask('server')
 app.config['MAX_CONTENT_LENGTH'] = max_result_size
+app.url_map.merge_slashes = False    # its redirects would show the access key
 logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
 logging.getLogger('werkzeug').setLevel(logging.ERROR)    # its line per request would show the access key
 log = logging.getLogger('server')
@@ -114,6 +115,8 @@ def check_key(key):
 
 def read_form():
     """Return the fields of the posted form, as {name: value}."""
+    if request.content_length is None:
+        abort(411, 'the form has no Content-Length')    # Werkzeug cuts what comes in chunks
     try:
         return dict(parse_qsl(request.get_data().decode('ascii'), keep_blank_values=True, strict_parsing=True,
                               errors='strict', max_num_fields=100))
@@ -143,8 +146,8 @@ def read_result(form):
 @app.errorhandler(HTTPException)
 def refuse(error):
     """Answer a refused request with one line that names the problem, and log it."""
-    log.warning('%s slice %.20r: %s %.80r refused: %d %s', request.remote_addr, g.get('slice', '-'), request.method,
-                request.path, error.code, error.description)
+    log.warning('%s slice %.20r: %.10r %.80r refused: %d %s', request.remote_addr, g.get('slice', '-'), request.method,
+                request.path.partition('key=')[0], error.code, error.description)
     response = error.get_response()
     response.data, response.content_type = f'{error.description}\n', 'text/plain; charset=utf-8'
     return response
@@ -169,7 +172,7 @@ class Arrival:
 
 
 def store_arrivals():
-    """Append results to their files. Only this thread does; what arrives while it syncs shares the next write and sync."""
+    """Append results to their files. Only this thread does; all that arrives while it syncs shares the next sync."""
     files = {}
     while True:
         batch = [arrivals.get()]
@@ -178,9 +181,10 @@ def store_arrivals():
         for job in {arrival.job for arrival in batch}:
             group = [arrival for arrival in batch if arrival.job == job]
             try:
-                if job not in files:
-                    files[job] = ResultsFile(results_path(job))
-                files[job].append(group)
+                path = results_path(job)
+                if path not in files:
+                    files[path] = ResultsFile(path)
+                files[path].append(group)
             except Exception as error:
                 for arrival in group:
                     arrival.stored.set_exception(error)
@@ -225,10 +229,11 @@ class ResultsFile:
                 file.truncate(self.size)
                 # The first byte goes in last. Until then it reads as zero, so a crash leaves all of this or nothing.
                 write_at(file, self.size + 1, data[1:])
+                os.fsync(file.fileno())    # a power cut must not keep the first byte alone
                 write_at(file, self.size, data[:1])
                 os.fsync(file.fileno())
             self.size += len(data)
-        except OSError:
+        except Exception:
             with suppress(OSError):
                 os.truncate(self.path, self.size)
             self.size = None    # what is in the file is no longer known: read it again before the next append
@@ -238,7 +243,7 @@ class ResultsFile:
 def as_table(result):
     """Return the columns and rows of a result. A list of objects with the same keys is a table; all else one value."""
     if isinstance(result, list) and result and all(isinstance(row, dict) and row for row in result):
-        if all(list(row) == list(result[0]) for row in result):
+        if all(list(row) == list(result[0]) for row in result) and len(str(result[0].keys())) < 10_000:
             return [as_cell(name) for name in result[0]], [[as_cell(value) for value in row.values()] for row in result]
     return ['result'], [[json.dumps(result)]]
 
@@ -282,8 +287,24 @@ def read_names():
 
 # RUN
 class Handler(WSGIRequestHandler):
-    timeout = 60    # seconds: a worker that vanished must not keep its thread for ever
+    timeout = 60    # seconds; a worker that vanished must not keep its thread for ever
     error_message_format, error_content_type = '%(message)s\n', 'text/plain'
+
+    def send_error(self, code, *_):
+        """Refuse a request that is not even HTTP, without its text."""
+        super().send_error(code)
+
+    def run_wsgi(self):
+        """Refuse a URL that is none, too: Werkzeug would not."""
+        try:
+            urlsplit(self.path)
+        except ValueError:
+            self.send_error(400)
+        else:
+            super().run_wsgi()
+
+    def log_request(self, *_):
+        """Log nothing: Flask's routes do, and without the access key."""
 
     def log_error(self, *_):
         """Log a request that is not even HTTP, without its text, which may hold the access key."""

@@ -11,8 +11,8 @@ from .project import Project
 
 def pytest_report_header():
     """Report the versions in use: npm chooses that of dcp-client when dcp is installed."""
-    client = Path(find_spec('dcp').origin).parent / 'js/node_modules/dcp-client/package.json'
-    return f'dcp {version("dcp")}, pythonmonkey {version("pythonmonkey")}, dcp-client {json.loads(client.read_text())["version"]}'
+    client = json.loads((Path(find_spec('dcp').origin).parent / 'js/node_modules/dcp-client/package.json').read_text())
+    return f'dcp {version("dcp")}, pythonmonkey {version("pythonmonkey")}, dcp-client {client["version"]}'
 
 
 @pytest.fixture

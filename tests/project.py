@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from functools import partial
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -81,8 +82,9 @@ class Project:
     def request(self, path, data=None, method=None, headers={}):
         """Send a request straight to the server. Return status, text and headers of the answer, whatever they are."""
         body = urllib.parse.urlencode(data).encode() if isinstance(data, dict) else data
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
-            with urllib.request.urlopen(urllib.request.Request(self.url + path, body, headers, method=method)) as answer:
+            with direct.open(urllib.request.Request(self.url + path, body, headers, method=method)) as answer:
                 return answer.status, answer.read().decode(), answer.headers
         except urllib.error.HTTPError as answer:
             return answer.code, answer.read().decode(), answer.headers
@@ -93,8 +95,10 @@ class Process:
 
     def __init__(self, command, folder, environment):
         environment, self.started = {**os.environ, **environment}, time.monotonic()
+        heed_interrupt = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)    # a background shell ignores it
         self.process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, text=True,
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8')
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8',
+                                        preexec_fn=heed_interrupt)
         self.lines, self.errors, self.news = [], [], threading.Condition()
         self.readers = [threading.Thread(target=self.read, args=pair, daemon=True) for pair in
                         ((self.process.stdout, self.lines), (self.process.stderr, self.errors))]

@@ -127,7 +127,8 @@ def name_text_as_certificate(project):
 ])
 def test_server_that_cannot_start_says_what_to_do(project, spoil, line):
     spoil(project)
-    server = project.run('server.py')
+    server = project.start('server.py')
+    server.wait(20)
     assert (server.status, server.lines, len(server.errors)) == (1, [], 1), server.output
     assert re.match(line, server.errors[0])
 

@@ -24,18 +24,17 @@ FORM = {'element': '2', 'contentType': 'application/json', 'content': '1', 'job'
 BODY = urllib.parse.urlencode(FORM).encode()
 
 
-def serve(folder, **settings):
-    """Serve with changed settings: {name: (old, new)}."""
+@contextlib.contextmanager
+def serving(folder, **settings):
+    """Serve with changed settings, {name: (old, new)}, and check in the end that the log has only lines for people."""
     project = Project(folder / 'project')
     for name, (old, new) in settings.items():
         project.edit('server.py', f'{name} = {old}', f'{name} = {new}')
-    project.server = project.serve()
-    return project
-
-
-def end(project):
-    """End a server that has seen strangers, and check that its log has nothing but lines for people."""
-    project.stop()
+    try:
+        project.server = project.serve()
+        yield project
+    finally:
+        project.stop()
     assert not [line for line in project.server.errors if not is_log_line(line)]
 
 
@@ -63,10 +62,9 @@ def send(project, request, wait=True):
 @pytest.fixture(scope='module')
 def one_server(tmp_path_factory):
     """A server for many tests, that has stored slice 1 of job1 and takes no results over 100,000 bytes."""
-    project = serve(tmp_path_factory.mktemp('server'), max_result_size=('10_000_000', '100_000'))
-    assert post(project, 1, SCORES) == RECEIVED
-    yield project
-    end(project)
+    with serving(tmp_path_factory.mktemp('server'), max_result_size=('10_000_000', '100_000')) as project:
+        assert post(project, 1, SCORES) == RECEIVED
+        yield project
 
 
 @pytest.fixture
@@ -212,25 +210,23 @@ def test_bad_request_is_refused(untouched, logged, lines, body, status):
 
 
 def test_unfinished_request_does_not_keep_its_connection_for_ever(tmp_path):
-    project = serve(tmp_path, timeout=('60', '0.3'))
-    for request in (b'', b'GET / HT', b'GET / HTTP/1.1\r\nHost', f'{POST}Content-Length: 99\r\n\r\nelement=1'.encode()):
-        with socket.create_connection(('127.0.0.1', project.port), 10) as connection:
-            connection.sendall(request)
-            answer = b''.join(iter(lambda: connection.recv(65536), b''))    # ends when the server closes the connection
-            assert not answer or answer.startswith(b'HTTP/1.1 4')
-    end(project)
+    with serving(tmp_path, timeout=('60', '0.3')) as project:
+        for request in ('', 'GET / HT', 'GET / HTTP/1.1\r\nHost', f'{POST}Content-Length: 99\r\n\r\nelement=1'):
+            with socket.create_connection(('127.0.0.1', project.port), 10) as connection:
+                connection.sendall(request.encode())
+                answer = b''.join(iter(lambda: connection.recv(65536), b''))    # ends when the server closes it
+                assert not answer or answer.startswith(b'HTTP/1.1 4')
     assert len(project.server.errors) <= 4
 
 
 def test_jobs_without_end_are_refused_until_files_are_moved_away(tmp_path):
-    project = serve(tmp_path, max_jobs=('1000', '3'))
-    assert [post(project, 1, SCORES, f'job{number}')[0] for number in range(6)] == [200] * 3 + [429] * 3
-    assert post(project, 2, SCORES, 'job2') == RECEIVED    # known jobs go on
-    assert len(project.results()) == 3
-    for path in [*project.results(), project.folder / 'results' / '.jobs.json']:
-        path.rename(tmp_path / path.name)
-    assert post(project, 1, SCORES, 'job5') == RECEIVED
-    end(project)
+    with serving(tmp_path, max_jobs=('1000', '3')) as project:
+        assert [post(project, 1, SCORES, f'job{number}')[0] for number in range(6)] == [200] * 3 + [429] * 3
+        assert post(project, 2, SCORES, 'job2') == RECEIVED    # known jobs go on
+        assert len(project.results()) == 3
+        for path in [*project.results(), project.folder / 'results' / '.jobs.json']:
+            path.rename(tmp_path / path.name)
+        assert post(project, 1, SCORES, 'job5') == RECEIVED
 
 
 # ---- the access key ----
@@ -246,10 +242,9 @@ def shows_key(text):
 @pytest.fixture(scope='module')
 def locked(tmp_path_factory):
     """A server with an access key, which its log must not show."""
-    project = serve(tmp_path_factory.mktemp('locked'), access_key=("''", f"'{KEY}'"))
-    assert post(project, 1, SCORES, key=KEY) == RECEIVED
-    yield project
-    end(project)
+    with serving(tmp_path_factory.mktemp('locked'), access_key=("''", f"'{KEY}'")) as project:
+        assert post(project, 1, SCORES, key=KEY) == RECEIVED
+        yield project
     assert not shows_key(project.server.output)
 
 
@@ -310,10 +305,9 @@ def secure(tmp_path_factory):
     subprocess.run([*'openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost'.split(), '-addext',
                     'subjectAltName=IP:127.0.0.1', '-keyout', 'key.pem', '-out', 'cert.pem'], cwd=folder, check=True,
                    capture_output=True)
-    project = serve(folder, certificate=('None', (str(folder / 'cert.pem'), str(folder / 'key.pem'))))
-    project.trust = ssl.create_default_context(cafile=folder / 'cert.pem')
-    yield project
-    end(project)
+    with serving(folder, certificate=('None', (str(folder / 'cert.pem'), str(folder / 'key.pem')))) as project:
+        project.trust = ssl.create_default_context(cafile=folder / 'cert.pem')
+        yield project
 
 
 def fetch(project, path, form=None):
@@ -414,21 +408,19 @@ def hostile_request(chance):
 
 def test_fuzz_of_hostile_requests_changes_nothing(tmp_path):
     count, seed = int(os.environ.get('FUZZ_REQUESTS', 1000)), os.environ.get('FUZZ_SEED', 1)
-    project = serve(tmp_path, max_result_size=('10_000_000', '100_000'))
-    assert post(project, 1, SCORES) == RECEIVED
-    before, numbers_of = files(project), {}
+    with serving(tmp_path, max_result_size=('10_000_000', '100_000')) as project, ThreadPoolExecutor(8) as strangers:
+        assert post(project, 1, SCORES) == RECEIVED
+        before, numbers_of = files(project), {}
 
-    def attack(number):
-        chance = random.Random(f'{seed} {number}')
-        return send(project, hostile_request(chance), wait=chance.random() < 0.95)
+        def attack(number):
+            chance = random.Random(f'{seed} {number}')
+            return send(project, hostile_request(chance), wait=chance.random() < 0.95)
 
-    with ThreadPoolExecutor(8) as strangers:
         for number, answer in enumerate(strangers.map(attack, range(count))):
             status = re.match(rb'HTTP/1.1 (\d+) ', answer)
             numbers_of.setdefault(int(status[1]) if status else answer[:40], []).append(number)
-    print(f'{count} requests:', {status: len(numbers) for status, numbers in numbers_of.items()})
-    for status, numbers in numbers_of.items():    # 505: not a version of HTTP
-        assert isinstance(status, bytes) or 400 <= status < 500 or status == 505, (status, numbers[:10])
-    assert files(project) == before
-    assert post(project, 2, SCORES) == RECEIVED and len(table(*project.results())) == 9
-    end(project)
+        print(f'{count} requests:', {status: len(numbers) for status, numbers in numbers_of.items()})
+        for status, numbers in numbers_of.items():    # 505: not a version of HTTP
+            assert isinstance(status, bytes) or 400 <= status < 500 or status == 505, (status, numbers[:10])
+        assert files(project) == before
+        assert post(project, 2, SCORES) == RECEIVED and len(table(*project.results())) == 9
