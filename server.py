@@ -27,13 +27,13 @@ port = 5001
 data_file = here / 'input' / 'GSE57383_ps_psa.txt'
 results_folder = here / 'results'
 browser_origins = ['https://dcp.work']    # the only web pages that may read data or post results
-access_key = ''                           # if set, data and results need it: set the same one in remote-job.py
-certificate = None                        # ('certificate.pem', 'private_key.pem') to serve https
-max_result_size = 10_000_000              # bytes; a larger result is refused
+access_key = ''                           # if set, data and results need it; remote-job.py needs the same
+certificate = None                        # (here / 'certificate.pem', here / 'private_key.pem') to serve https
+max_result_size = 10_000_000              # bytes of the form that is posted; a larger one is refused
 max_jobs = 1000                           # a new job beyond these is refused until old results files are moved away
 
 names_file = results_folder / '.jobs.json'   # which results file is which job's
-no_job = f'{datetime.now():%d%m%y%H%M%S}'    # stands for the job of results that name none, since this start
+no_job = f'{datetime.now():%d%m%y%H%M%S}'    # the job of results that name none, until the next start
 app = Flask('server')
 app.config['MAX_CONTENT_LENGTH'] = max_result_size
 app.url_map.merge_slashes = False    # its redirects would show the access key
@@ -62,7 +62,7 @@ def receive_result():
         abort(400, 'job is not the id of a DCP job')
     result = read_result(form)
     if isinstance(result, dict) and {'errorCode', 'message', 'stack'} <= result.keys():
-        answer = ascii(f'work function failed: {result["message"]}')[1:-1]
+        answer = ascii(f'work function failed: {result["message"]}')[1:-1]    # one line of ASCII, for DCP and the log
     else:
         arrival = Arrival(job, int(g.slice), result)
         arrivals.put(arrival)
@@ -108,7 +108,7 @@ def admit_browser_workers(response):
 
 
 def check_key(key):
-    """Refuse a request without the access key, in a time that tells nothing about the key."""
+    """Refuse a request without the access key, comparing in constant time."""
     if not hmac.compare_digest(key.encode(), access_key.encode()):
         abort(403, 'wrong or missing access key: see access_key in server.py')
 
@@ -125,7 +125,7 @@ def read_form():
 
 
 def read_result(form):
-    """Return what the work function returned. 0, '', false, null and NaN all arrive as error=null: None."""
+    """Return what the work function returned. DCP posts 0, '', false, null and NaN alike, as error=null: None here."""
     content_type = form.get('contentType', 'application/json').partition(';')[0]
     if 'content' not in form and form.get('error') == 'null':
         return None
@@ -137,7 +137,7 @@ def read_result(form):
         abort(415, 'contentType is neither application/json nor text/...')
     try:
         result = json.loads(form['content'])
-        json.dumps(result, allow_nan=False)
+        json.dumps(result, allow_nan=False)    # refuses NaN and Infinity, which are not JSON
         return result
     except (ValueError, RecursionError):
         abort(400, 'content is not JSON, but contentType says so')
@@ -156,7 +156,7 @@ def refuse(error):
 @app.errorhandler(OSError)
 def fail(error):
     """Answer 500 when the disk fails: the worker then gives the slice back, and DCP computes it again."""
-    log.error('%s slice %.20r: not stored: %s', request.remote_addr, g.get('slice', '-'), error)
+    log.error('%s slice %.20r: failed: %s', request.remote_addr, g.get('slice', '-'), error)
     return 'the server cannot read or write its files: see its log\n', 500
 
 
@@ -207,29 +207,29 @@ class ResultsFile:
         self.slices = {int(number) for number in re.findall(rb'^(\d+)\t', whole, re.MULTILINE)}
 
     def append(self, arrivals):
-        """Write those results whose slices are not there yet, and return when all are on disk. Errors: OSError."""
+        """Write those results whose slices are not there yet, and return when all are on disk, or raise OSError."""
         if (self.path.stat().st_size if self.path.exists() else 0) != self.size:
             self.__init__(self.path)
-        text = io.StringIO()
-        writer = csv.writer(text, delimiter='\t', lineterminator='\n')
-        for arrival in arrivals:
-            columns, rows = as_table(arrival.result)
-            if not self.columns:
-                self.columns = columns
-                writer.writerow(['slice', *columns])
-            if columns != self.columns:
-                rows = [[''] * (len(self.columns) - 1) + [json.dumps(arrival.result)]]
-            key = arrival.slice if arrival.job != no_job else (arrival.slice, str(rows))
-            if key not in self.slices:
-                self.slices.add(key)
-                writer.writerows([arrival.slice, *row] for row in rows)
-        data = text.getvalue().encode()
         try:
+            text = io.StringIO()
+            writer = csv.writer(text, delimiter='\t', lineterminator='\n')
+            for arrival in arrivals:
+                columns, rows = as_table(arrival.result)
+                if not self.columns:
+                    self.columns = columns
+                    writer.writerow(['slice', *columns])
+                if columns != self.columns:
+                    rows = [[''] * (len(self.columns) - 1) + [json.dumps(arrival.result)]]    # in the last column
+                key = arrival.slice if arrival.job != no_job else (arrival.slice, str(rows))
+                if key not in self.slices:
+                    self.slices.add(key)
+                    writer.writerows([arrival.slice, *row] for row in rows)
+            data = text.getvalue().encode()
             with open(self.path, 'r+b' if self.path.exists() else 'w+b', buffering=0) as file:
                 file.truncate(self.size)
                 # The first byte goes in last. Until then it reads as zero, so a crash leaves all of this or nothing.
                 write_at(file, self.size + 1, data[1:])
-                os.fsync(file.fileno())    # a power cut must not keep the first byte alone
+                os.fsync(file.fileno())    # all else is on disk before the first byte makes it count
                 write_at(file, self.size, data[:1])
                 os.fsync(file.fileno())
             self.size += len(data)
@@ -243,7 +243,7 @@ class ResultsFile:
 def as_table(result):
     """Return the columns and rows of a result. A list of objects with the same keys is a table; all else one value."""
     if isinstance(result, list) and result and all(isinstance(row, dict) and row for row in result):
-        if all(list(row) == list(result[0]) for row in result) and len(str(result[0].keys())) < 10_000:
+        if all(list(row) == list(result[0]) for row in result) and len(str(result[0].keys())) < 10_000:    # csv's limit
             return [as_cell(name) for name in result[0]], [[as_cell(value) for value in row.values()] for row in result]
     return ['result'], [[json.dumps(result)]]
 
@@ -295,7 +295,7 @@ class Handler(WSGIRequestHandler):
         super().send_error(code)
 
     def run_wsgi(self):
-        """Refuse a URL that is none, too: Werkzeug would not."""
+        """Refuse a malformed URL, on which Werkzeug would fail."""
         try:
             urlsplit(self.path)
         except ValueError:

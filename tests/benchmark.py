@@ -24,7 +24,7 @@ from .oracle import score
 from .project import PROJECT, Project
 
 DATA = 'GSE57383_ps_psa'
-PATIENCE = 20    # seconds after which a comparison does without its remaining rounds
+PATIENCE = 40    # seconds after which a comparison does without its remaining rounds
 NODE = r'''      // times each JavaScript expression that it reads
 const progress = () => {}, work = WORK_FUNCTION;
 const texts = process.argv.slice(1).map((path) => require('fs').readFileSync(path, 'utf8'));

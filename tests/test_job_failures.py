@@ -20,7 +20,8 @@ def assert_ends_with(job, line, within=20):
 # Before the job starts
 
 def test_no_keystore(served, tmp_path):
-    assert_ends_with(served.run_job(DCP_RESOURCE_DIR=str(tmp_path)), r"^DCP: .* keystore named 'id' .*\(ask dan@dcp.dev\)")
+    job = served.run_job(DCP_RESOURCE_DIR=str(tmp_path))
+    assert_ends_with(job, r"^DCP: .* keystore named 'id' .*\(ask dan@dcp.dev\)")
 
 
 def test_no_network(served):
@@ -40,11 +41,11 @@ def test_server_url_is_no_url(served):
     assert_ends_with(served.run_job(), 'Invalid scheme')
 
 
-@pytest.mark.parametrize('broken', ['progress(++f / folds) {', 'const progress(f))) {'])
+@pytest.mark.parametrize('broken', ['progress(;', 'const progress();'])
 def test_work_function_does_not_compile(served, broken):
-    served.edit('remote-job.py', 'progress(++f / folds)) {', broken)
+    served.edit('remote-job.py', 'progress((f + 1) / folds);', broken)
     job = served.run_job()
-    assert_ends_with(job, r'^The work function does not compile, line \d+: ')
+    assert_ends_with(job, r'^The work function does not compile, its line \d+: ')
     assert not job.lines
 
 
@@ -66,14 +67,14 @@ def test_dcp_does_not_answer(served):
 def test_wrong_access_key(project):
     project.edit('server.py', "access_key = ''", "access_key = 'right'")
     project.serve()
-    assert_ends_with(project.run_job(), '^server.py does not answer .*403')
+    assert_ends_with(project.run_job(), '^server.py refuses /GSE57383_ps_psa .*403.* access_key in both scripts')
 
 
 # While the job runs
 
 def test_worker_refuses_the_origin(served):
     job = served.start_job('--allow-origin', 'http://other.example', '--workers', '8')
-    job.wait_for(f'start it with --allow-origin {served.url}$')
+    job.wait_for(f'start the worker with --allow-origin {served.url}$')
     job.stop(signal.SIGINT)
     assert sum('--allow-origin' in line for line in job.lines) == 1
 
@@ -87,7 +88,7 @@ def test_work_function_throws(served):
 
 
 def test_work_function_never_calls_progress(served):
-    served.edit('remote-job.py', 'progress(++f / folds)', '++f')
+    served.edit('remote-job.py', ' progress((f + 1) / folds);', '')
     job = served.start_job()
     job.wait_for('A worker failed: Sandbox never emitted a progress event')
     job.stop(signal.SIGINT)
@@ -110,11 +111,27 @@ def test_interrupt_cancels_the_job(served):
     assert_ends_with(job, 'the job is cancelled')
 
 
+def test_interrupt_while_deploying_cancels_what_the_scheduler_has(served):
+    served.edit('remote-job.py', "    print('State:', state)\n",
+                "    print('State:', state)\n    state == 'uploading' and signal.raise_signal(signal.SIGINT)\n")
+    assert_ends_with(served.run_job(), 'the job is cancelled')
+
+
+def test_slip_in_a_callback_is_told(served):
+    served.edit('remote-job.py', 'int(event.sliceNumber)', 'int(event.slyceNumber)')
+    assert any('remote-job.py, on line' in line for line in served.run_job().lines)
+
+
+def test_input_set_may_be_any_values(served):
+    served.edit('remote-job.py', 'range(1, n_signatures + 1)', 'range(n_signatures)')
+    assert served.run_job().lines[-1] == 'Done.'
+
+
 @pytest.mark.parametrize('silence', [('--workers', '0'), ('--fault', 'refuse-post')])
 def test_results_do_not_come(served, silence):
     served.edit('remote-job.py', *PATIENCE)
     job = served.start_job(*silence)
-    job.wait_for(f"No result for 1 s: does a worker run in compute group 'demo', .* --allow-origin {served.url}")
+    job.wait_for(f"No result for 1 s: does a worker run in compute group 'demo', .* --allow-origin {served.url},")
     assert job.status is None
     job.stop(signal.SIGINT)
     assert sum('No result' in line for line in job.lines) == 1
