@@ -298,7 +298,7 @@ def test_result_that_the_disk_does_not_take_is_refused_until_it_does(served, fau
     assert sound(served) == [*before, 2, 3] and stored(served) == [*before, 2, 3]
     served.server.stop()
     lines = [line for line in served.server.errors if 'slice' not in line or 'Result received' not in line]
-    assert len(lines) == 2 and all(re.search(r"slice '?2'?: not stored", line) for line in lines), served.server.output
+    assert len(lines) == 2 and all(re.search(r"slice '?2'?: failed: ", line) for line in lines), served.server.output
 
 
 def test_results_folder_that_was_emptied_while_the_server_runs_is_filled_anew(served):
