@@ -57,8 +57,8 @@ work_function = r'''(i, nSignatures, minLength, maxLength, seed, data) => {
   }
   if (Math.min(...sizes) < folds) throw Error(`each class needs ${folds} samples, not ${sizes.join(' and ')}`);
   // Classifiers learn from the rows of the two classes, and return a function: row => probability of the second class.
-  const sum = (values) => values.reduce((a, b) => a + b, 0), mean = (values) => sum(values) / values.length;
-  const variance = (values, m = mean(values)) => values.reduce((total, v) => total + (v - m) ** 2, 0) / values.length;
+  const sum = (values) => { let total = 0; for (let k = 0; k < values.length; k++) total += values[k]; return total; };
+  const mean = (values) => sum(values) / values.length, variance = (v, m = mean(v)) => mean(v.map((a) => (a - m) ** 2));
   const columns = (rows) => rows[0].map((_, j) => rows.map((row) => row[j])), sigmoid = (t) => 1 / (1 + Math.exp(-t));
   const add = (target, factor, source) => source.forEach((value, k) => { target[k] += factor * value; });
   const LDA = (groups, [a, b], prior) => {    // linear discriminant analysis, with a ridge of 0.001

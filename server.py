@@ -20,6 +20,7 @@ from urllib.parse import parse_qsl, urlsplit
 from flask import Flask, abort, g, request, send_file
 from werkzeug.exceptions import HTTPException, TooManyRequests
 from werkzeug.serving import WSGIRequestHandler, make_server
+from werkzeug.wsgi import FileWrapper
 
 # SETTINGS
 here = Path(__file__).resolve().parent
@@ -47,6 +48,7 @@ log = logging.getLogger('server')
 def send_data():
     """Stream the data file. Only text/plain reaches a work function as a plain JavaScript string."""
     check_key(request.args.get('key', ''))
+    request.environ['wsgi.file_wrapper'] = lambda file, _: FileWrapper(file, 2 ** 18)    # bytes: 8 kB are half as fast
     return send_file(data_file, mimetype='text/plain')
 
 

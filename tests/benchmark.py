@@ -101,7 +101,7 @@ def measure_work_function(folder):
 
     in_turn(100, work, tabs)    # warms up
     for text, (megabytes, goal) in enumerate({3: '', 7: '<= 1.5', 21: ''}.items()):
-        ours, theirs = in_turn(40, partial(work, text=text), partial(tabs, text=text))
+        ours, theirs = in_turn(80, partial(work, text=text), partial(tabs, text=text))
         show(f'work function, {megabytes} MB', ours, 'counting tabs', theirs, '{:.1f} ms', goal)
     small, large = in_turn(40, work, partial(work, text=2))
     show('work function, a third of 21 MB', [each / 3 for each in large], '7 MB', small, '{:.1f} ms', '<= 1.2')

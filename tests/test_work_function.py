@@ -282,9 +282,9 @@ def test_too_few_samples_of_a_class_are_counted(cells, psoriasis, arthritis):
 
 @pytest.mark.parametrize('sample', [1, 20])
 @pytest.mark.parametrize('label', ['healthy', 'psoriasis', 'Psoriatic', ''])
-def test_unknown_phenotype_is_named_with_its_sample(cells, sample, label):
+def test_sample_of_unknown_phenotype_is_named_but_not_its_data(cells, sample, label):
     cells[sample][0] = label
-    assert f"sample {sample} is '{label}'" in error(cells)
+    assert error(cells) == f'sample {sample} is neither {PS} nor {PSA}'
 
 
 @pytest.mark.parametrize('sample, probeset', [(1, 1), (7, 3), (20, 2), (20, 3)])
