@@ -231,7 +231,8 @@ class ResultsFile:
                 file.truncate(self.size)
                 # The first byte goes in last. Until then it reads as zero, so a crash leaves all of this or nothing.
                 write_at(file, self.size + 1, data[1:])
-                os.fsync(file.fileno())    # all else is on disk before the first byte makes it count
+                if self.size // 4096 != (self.size + len(data)) // 4096:
+                    os.fsync(file.fileno())    # more than one page: the first byte must come last on the disk, too
                 write_at(file, self.size, data[:1])
                 os.fsync(file.fileno())
             self.size += len(data)

@@ -191,6 +191,6 @@ def test_same_seed_plays_the_same_faults(served):
     played = []
     for seed in (1, 1, 2):
         served.server.errors.clear()
-        served.run_job('--fault', 'twice=0.5', '--fault', 'lose-answer=0.3', '--seed', seed)
+        served.run_job('--fault', 'twice=0.5', '--fault', 'lose-answer=0.1', '--seed', seed)
         played.append(posts(served))
     assert played[0] == played[1] != played[2]

@@ -7,6 +7,8 @@ import traceback
 from dataclasses import dataclass, field
 from urllib.parse import quote
 
+import pythonmonkey as pm
+
 
 class Refused(Exception):
     """An operation that the scheduler refuses."""
@@ -119,6 +121,8 @@ class Scheduler:
         if number in job.results or job.status != 'running':
             return
         job.results[number] = uri
+        if len(job.results) % 25 == 0:
+            pm.collect()    # the time that PythonMonkey takes to free strings grows with the square of their number
         self.emit(job, 'result', sliceNumber=number, result={'request': 'complete', 'result': uri})
         self.emit(job, 'status', runStatus='running', total=len(job.slices), distributed=len(job.slices),
                   computed=len(job.results))
