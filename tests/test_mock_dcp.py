@@ -157,10 +157,11 @@ def test_work_function_that_does_not_compile_ends_its_sandbox(start):
     start('(x) => {').wait_for('error .*"the sandbox ended"')
 
 
-def test_unknown_operation_is_named(run):
-    make_tea = "new dcp.protocol.Connection(dcpConfig.scheduler.services.jobSubmit).request('makeTea', {})"
-    job = run('() => 1', more=f'blockify(pm.eval("() => {make_tea}"))()')
-    assert job.status == 1 and 'the mocked DCP has no operation /job-submit/makeTea' in job.output
+@pytest.mark.parametrize('operation', ['makeTea', 'result'])
+def test_unknown_operation_is_named(run, operation):
+    request = f"new dcp.protocol.Connection(dcpConfig.scheduler.services.jobSubmit).request('{operation}', {{}})"
+    job = run('() => 1', more=f'blockify(pm.eval("() => {request}"))()')
+    assert job.status == 1 and f'the mocked DCP has no operation /job-submit/{operation}' in job.output
 
 
 @pytest.mark.parametrize('wrong', ['--join=demo', '--fault=earthquake', '--fault=die=often', '--workers=x'])

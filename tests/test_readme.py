@@ -1,13 +1,12 @@
 """The README and the code never disagree."""
 import re
 import subprocess
-from pathlib import Path
 
 import pytest
 
+from .project import PROJECT
 from .test_work_function import WORK_FUNCTION, table
 
-PROJECT = Path(__file__).resolve().parents[1]
 README = (PROJECT / 'README.md').read_text()
 BLOCKS = re.findall(r'^```\n(.*?)^```', README, re.MULTILINE | re.DOTALL)
 TOP_LEVEL = ['README.md', 'input', 'remote-job.py', 'requirements.txt', 'results', 'server.py', 'tests']

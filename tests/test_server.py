@@ -59,7 +59,6 @@ def job():
 # ---- start and end ----
 
 def test_start_prints_four_lines_and_ctrl_c_ends_without_a_traceback(project):
-    signal.signal(signal.SIGINT, signal.default_int_handler)    # shells let background jobs ignore it
     server = project.serve()
     with socket.create_connection(('127.0.0.1', project.port)):    # a visitor who says nothing
         assert post(project, 1, SCORES) == RECEIVED

@@ -36,7 +36,7 @@ class Scheduler:
         if operation.startswith('submit') and self.faults.happens('no-answer'):
             await asyncio.Event().wait()
         data = json.loads(data)
-        method = getattr(self, operation.partition('@')[0], None)
+        method = getattr(self, 'op_' + operation.partition('@')[0], None)
         try:
             if not method:
                 raise Refused(f'the mocked DCP has no operation {service}/{operation}')
@@ -49,26 +49,26 @@ class Scheduler:
 
     # Operations
 
-    def submit(self, _, data, signers, **__):
+    def op_submit(self, _, data, signers, **__):
         if data['paymentAccount'] not in signers:
             raise Refused('the payment account did not sign the job')
         job = self.jobs[data['job']] = Job(data)
         if data.get('dataRange') or data.get('dataPattern'):
-            self.addSliceData(job, data)
+            self.op_addSliceData(job, data)
             job.status = 'ready'
         return {'job': data['job'], 'escrow': '0x' + secrets.token_hex(20), 'status': 'estimation',
                 'lastSliceNumber': len(job.slices)}
 
-    def addSliceData(self, job, data, **_):
+    def op_addSliceData(self, job, data, **_):
         job.slices += self.glue['slices'](json.dumps(data))
         return {'success': True, 'lastSliceNumber': len(job.slices)}
 
-    def closeJob(self, job, data, **_):
+    def op_closeJob(self, job, data, **_):
         job.status = 'ready'
         self.start_if_ready(job)
         return {'success': True}
 
-    def addJobToGroups(self, job, data, dcpsid, **_):
+    def op_addJobToGroups(self, job, data, dcpsid, **_):
         for group in data['cgArray']:
             key = group.get('joinKey')
             if key in self.groups and group['joinHashHash'] == self.glue['joinHashHash'](dcpsid, key, self.groups[key]):
@@ -76,21 +76,21 @@ class Scheduler:
         self.start_if_ready(job)
         return {'success': bool(job.groups)}
 
-    def subscribeMany(self, job, data, push, **_):
+    def op_subscribeMany(self, job, data, push, **_):
         events = [*(data.get('reliableEvents') or []), *(data.get('optionalEvents') or [])]
         tokens = [{'event': event, 'token': secrets.token_hex(11)} for event in events]
         job.subscriptions.update({token['event']: (token['token'], push) for token in tokens})
         self.start_if_ready(job)
         return {'tokens': tokens}
 
-    def unsubscribe(self, *_, **__):
+    def op_unsubscribe(self, *_, **__):
         return {'success': True}
 
-    def fetchResult(self, job, data, **_):
+    def op_fetchResult(self, job, data, **_):
         return [{'slice': n, 'value': quote(uri, safe='')} for n, uri in job.results.items()
                 if n in (data['range'] or job.results)]
 
-    def cancelJob(self, job, data, **_):
+    def op_cancelJob(self, job, data, **_):
         self.cancel(job, data.get('reason'))
         return {'success': True}
 
