@@ -1,104 +1,104 @@
-"""Search random gene signatures that tell psoriatic arthritis from psoriasis, on DCP with remote data and results."""
-import json
+"""Search random gene signatures that tell psoriatic arthritis from psoriasis: on DCP, with remote data."""
+import random
 import signal
 import sys
-import urllib.request
 
+if not (3, 10) <= sys.version_info < (3, 15):
+    print('Tried on Python 3.10 to 3.14 only: README.md shows how to make a venv with one.', file=sys.stderr)
+    if sys.version_info < (3, 10):
+        sys.exit(1)
+signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C just ends the script, until there is a job to cancel
+import nest_asyncio2
+sys.modules['nest_asyncio'] = nest_asyncio2     # dcp 3.4.3 imports nest_asyncio, which fails on Python 3.14
 import dcp
 import pythonmonkey as pm
-from dcp.dry.aio import blockify, loop
 
-# KEYS (DCP's errors are raised: of what else it tells the loop, print only slips in the Python callbacks below)
-loop.set_exception_handler(lambda _, told: 'Python' in str(told.get('exception')) and print(told['exception']))
-reason = lambda error: error.jsError['message'].splitlines()[0]
-sys.excepthook = lambda kind, error, stack: (
-    print(f'DCP: {reason(error)}. Check network, keystores (ask dan@dcp.dev) and settings.', file=sys.stderr)
-    if kind is pm.SpiderMonkeyError else sys.__excepthook__(kind, error, stack))
-dcp.init()
-dcp.identity.set(dcp.wallet.get('id'))         # owns the job: ~/.dcp/id.keystore
-dcp.wallet.add(dcp.wallet.get('default'))      # pays for it: ~/.dcp/default.keystore
+# KEYS
+try:
+    dcp.init()
+    dcp.identity.set(dcp.wallet.get('id'))       # owns the job: ~/.dcp/id.keystore
+    dcp.wallet.add(dcp.wallet.get('default'))    # pays for it: ~/.dcp/default.keystore
+except pm.SpiderMonkeyError as error:
+    sys.exit(f'DCP: {error.jsError["message"]} Check your network and keystores (ask dan@dcp.dev for these).')
 
-# SETTINGS
-n_signatures = 10
-min_sig_length, max_sig_length = 5, 9
-seed = 42
-access_key = ''    # the same letters and digits as in server.py
+# DATA
+access_key = ''    # the one of server.py, in letters and digits
 server_url = 'http://127.0.0.1:5001'
-data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< bypasses the scheduler: workers fetch
+data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< workers fetch it from you
 
-# INPUT SET (as floats: Python's ints do not reach JavaScript as numbers)
-slices = [float(i) for i in range(1, n_signatures + 1)]
+# INPUT SET: one slice per signature. A slice is a list of random numbers, each of which picks a probeset.
+n_signatures = 10
+min_length, max_length = 5, 9
+random.seed(42)
+lengths = [random.randint(min_length, max_length) for _ in range(n_signatures)]
+slices = [[random.random() for _ in range(length)] for length in lengths]
 
-# WORK FUNCTION (JavaScript, on the workers. What it throws or logs passes through DCP's scheduler: put no data there.)
-work_function = r'''(i, nSignatures, minLength, maxLength, seed, data) => {
-  const lineEnd = (start) => (data.indexOf('\n', start) + 1 || data.length + 1) - 1, size = data.trimEnd().length;
-  const cell = (start, end) => data.slice(start, end).split('\t', 1)[0].trim();
-  const [phenotype, ...probesets] = data.slice(0, lineEnd(0)).trim().split('\t'), n = probesets.length;
-  if (phenotype !== 'phenotype' || !n) throw Error('the data has no phenotype column or no probesets');
-  // The signature: random probesets, none twice. Its length sweeps evenly from min to max over the slices.
-  const longest = Math.max(1, Math.min(maxLength, n)), shortest = Math.max(1, Math.min(minLength, longest));
-  const steps = Math.floor((i - 1) * (longest - shortest + 1) / Math.max(1, nSignatures - 1));
-  let state = Math.imul(seed, 0x85ebca6b) + i;    // splitmix32: the same random numbers in every engine
-  const picked = new Set(), mix = (bits, shift, factor) => Math.imul(bits ^ bits >>> shift, factor);
-  const random = () => mix(mix(mix(state += 0x9e3779b9, 16, 0x21f0aaad), 15, 0x735a2d97), 15, 1) / 2 ** 32 + 0.5;
-  while (picked.size < Math.min(shortest + steps, longest)) picked.add(Math.floor(random() * n));
-  const signature = [...picked].sort((a, b) => a - b);
-  // Read each sample no further than that takes, and deal out the samples of each class over ten folds.
-  const classes = ['Psoriasis', 'Psoriatic Arthritis'], sizes = [0, 0], folds = 10, x = [], y = [], fold = [], p = [];
-  for (let start = lineEnd(0) + 1, end = lineEnd(start); start < size; start = end + 1, end = lineEnd(start)) {
-    let label = classes.indexOf(cell(start, end)), at = start, column = -1, row = [];
-    if (label < 0) throw Error(`sample ${y.length + 1} is neither ${classes.join(' nor ')}`);
-    for (const wanted of signature) {
-      for (; column < wanted; column++) at = data.indexOf('\t', at) + 1;
-      row.push(at > start ? Number(cell(at, end) || NaN) : NaN);
-      if (!isFinite(row.at(-1))) throw Error(`sample ${y.length + 1} has no number for ${probesets[wanted]}`);
+# WORK FUNCTION, in JavaScript: DCP calls work_function(slice, *arguments) once per slice, on some worker. There,
+# `data` is not a URL but the text of the file. Errors pass through DCP's scheduler: put no data in them.
+work_function = r'''(slice, data) => {
+  const classes = ['Psoriasis', 'Psoriatic Arthritis'];    // the two phenotypes to tell apart
+  const folds = 10;
+  const assert = (condition, problem) => { if (!condition) throw Error(problem); };
+  // A worker keeps globalThis from one slice to the next, so it splits the text into cells only once.
+  globalThis.table ??= data.trimEnd().split('\n').map((line) => line.trimEnd().split('\t'));
+  const [header, ...samples] = globalThis.table;
+
+  // The signature, as column numbers: each random number picks one of the columns that are left.
+  const left = [...header.keys()].slice(1);
+  const signature = slice.map((number) => left.splice(Math.floor(number * left.length), 1)[0]);
+  // x[s]: the values of sample s in these columns. y[s]: its class, 0 or 1.
+  const toNumber = (cell) => (/\d/.test(cell) ? Number(cell) : NaN);
+  const x = samples.map((sample) => signature.map((column) => toNumber(sample[column])));
+  const y = samples.map((sample) => classes.indexOf(sample[0]));
+  assert(x.flat().every(Number.isFinite), 'a sample has no number for a probeset of the signature');
+  assert([...new Set(y)].sort().join() === '0,1', `the samples must be ${classes.join(' and ')}, no others`);
+
+  // Classifiers: each tells how well a row fits among the rows of a class, as a log-likelihood.
+  const sum = (values) => values.reduce((total, value) => total + value, 0);
+  const mean = (values) => sum(values) / values.length;
+  const variance = (values) => mean(values.map((value) => value ** 2)) - mean(values) ** 2 + 1e-9;    // > 0
+  const distance = (a, b) => sum(a.map((value, j) => (value - b[j]) ** 2));
+  const transpose = (rows) => rows[0].map((_, j) => rows.map((row) => row[j]));
+  const logNormal = (a, known) => -((a - mean(known)) ** 2 / variance(known) + Math.log(variance(known))) / 2;
+  const classifiers = {
+    centroid: (row, rows) => -distance(row, transpose(rows).map(mean)) / 2,
+    bayes: (row, rows) => sum(transpose(rows).map((known, j) => logNormal(row[j], known))),
+    neighbour: (row, rows) => -Math.min(...rows.map((other) => distance(row, other))) / 2,
+  };
+
+  // Cross-validation: the samples of each fold are classified by what the other folds teach.
+  const fold = y.map((label, s) => y.slice(0, s).filter((other) => other === label).length % folds);
+  const p = Object.fromEntries(Object.keys(classifiers).map((name) => [name, []]));    // of class 1
+  for (let f = 0; f < folds; f++) {
+    const known = transpose(x.filter((_, s) => fold[s] !== f));
+    const z = x.map((row) => row.map((value, j) => (value - mean(known[j])) / Math.sqrt(variance(known[j]))));
+    const [first, second] = [0, 1].map((label) => z.filter((_, s) => y[s] === label && fold[s] !== f));
+    for (const [name, fit] of Object.entries(classifiers)) {
+      const probability = (row) => 1 / (1 + Math.exp(fit(row, first) - fit(row, second)));
+      z.forEach((row, s) => { if (fold[s] === f) p[name][s] = probability(row); });
     }
-    x.push(row); y.push(label); fold.push(sizes[label]++ % folds);
+    progress((f + 1) / folds);
   }
-  if (Math.min(...sizes) < folds) throw Error(`each class needs ${folds} samples, not ${sizes.join(' and ')}`);
-  // Classifiers learn from the rows of the two classes, and return a function: row => probability of the second class.
-  const sum = (values) => { let total = 0; for (let k = 0; k < values.length; k++) total += values[k]; return total; };
-  const mean = (values) => sum(values) / values.length, variance = (v, m = mean(v)) => mean(v.map((a) => (a - m) ** 2));
-  const columns = (rows) => rows[0].map((_, j) => rows.map((row) => row[j])), sigmoid = (t) => 1 / (1 + Math.exp(-t));
-  const add = (target, factor, source) => source.forEach((value, k) => { target[k] += factor * value; });
-  const LDA = (groups, [a, b], prior) => {    // linear discriminant analysis, with a ridge of 0.001
-    const S = a.map((_, j) => [...a.map((_, k) => j === k ? 0.001 : 0), b[j].mean - a[j].mean]);
-    groups.forEach((rows, label) => rows.forEach((row) => {    // S: covariance, then the difference of the means
-      const centred = row.map((value, j) => value - [a, b][label][j].mean);
-      S.forEach((s, j) => add(s, centred[j] / (groups[0].length + groups[1].length), centred));
-    }));
-    S.forEach((pivot, j) => S.forEach((s) => s === pivot || add(s, -s[j] / pivot[j], pivot)));    // Gauss-Jordan
-    return (row) => sigmoid(prior + sum(S.map((s, j) => s.at(-1) / s[j] * (row[j] - (a[j].mean + b[j].mean) / 2))));
-  };
-  const GNB = (groups, [a, b], prior) => {    // Gaussian naive Bayes
-    const logDensity = (value, gene) => -(Math.log(gene.variance) + (value - gene.mean) ** 2 / gene.variance) / 2;
-    return (row) => sigmoid(prior + sum(row.map((value, j) => logDensity(value, b[j]) - logDensity(value, a[j]))));
-  };
-  const KNN = (groups) => (row) => mean(groups.flatMap((rows, c) => rows.map((near) => [    // of 5 nearest neighbours
-    row.reduce((d, v, j) => d + (v - near[j]) ** 2, 0), c])).sort((a, b) => a[0] - b[0]).slice(0, 5).map((k) => k[1]));
-  // Cross-validation: each sample is predicted by models, and standardised by moments, that have not seen it.
-  for (let f = 0; f < folds; f++) {    // with progress(): DCP gives up a slice that reports none for 30 s
-    const train = x.filter((_, r) => fold[r] !== f);
-    const seen = columns(train).map((v) => [mean(v), new Set(v).size > 1 ? Math.sqrt(variance(v)) : 1]);
-    const z = x.map((row) => row.map((value, j) => (value - seen[j][0]) / seen[j][1]));
-    const groups = [0, 1].map((label) => z.filter((_, r) => fold[r] !== f && y[r] === label));
-    const genes = groups.map((rows) => columns(rows).map((v) => ({ mean: mean(v), variance: variance(v) + 1e-9 })));
-    const models = [LDA, GNB, KNN].map((learn) => learn(groups, genes, Math.log(groups[1].length / groups[0].length)));
-    z.forEach((row, r) => { if (fold[r] === f) p[r] = models.map((model) => model(row)); }); progress((f + 1) / folds);
+  p.ensemble = samples.map((_, s) => mean(Object.values(p).map((each) => each[s])));
+
+  // Accuracy, and area under the ROC curve (AUC): how often class 1 scores higher than class 0, of all pairs.
+  const result = { probesets: signature.map((column) => header[column]).join(', ') };
+  for (const [name, scores] of Object.entries(p)) {
+    assert(scores.every((score) => score >= 0 && score <= 1), `classifier ${name} returned no number`);
+    const [first, second] = [0, 1].map((label) => scores.filter((_, s) => y[s] === label));
+    const correct = [...first.map((score) => score < 0.5), ...second.map((score) => score >= 0.5)];
+    const inOrder = second.flatMap((b) => first.map((a) => (b > a) + (b === a) / 2));
+    result[`${name}_accuracy`] = Number(mean(correct).toFixed(3));
+    result[`${name}_auc`] = Number(mean(inOrder).toFixed(3));
   }
-  return ['LDA', 'GNB', 'KNN', 'Ensemble'].map((classifier, c) => {
-    const score = p.map((three) => [...three, mean(three)][c]), hits = score.filter((q, r) => (q >= 0.5) === !!y[r]);
-    const wins = sum(score.map((q, r) => y[r] && sum(score.map((o, s) => y[s] ? 0 : (q > o) + (q === o) / 2))));
-    return { classifier, accuracy: +(hits.length / y.length).toFixed(3),
-      auc: +(wins / (sizes[0] * sizes[1])).toFixed(3), probesets: signature.map((j) => probesets[j]).join(', ') };
-  });
+  return result;
 }'''
 
 # JOB
-job = dcp.compute_for(slices, work_function, [*map(float, (n_signatures, min_sig_length, max_sig_length, seed)), data])
+job = dcp.compute_for(slices, work_function, [data])
 job.computeGroups = [{'joinKey': 'demo', 'joinSecret': 'dcp'}]
-job.worktime = 'map-basic'    # the one for JavaScript
-job.setResultStorage(f'{server_url}/dcp-results',    # <<<<<< bypasses the scheduler: workers post
+job.worktime = 'map-basic'    # for JavaScript
+job.setResultStorage(f'{server_url}/dcp-results',    # <<<<<< workers post each result to your server
                      {'elementType': 'results', 'job': job.id, 'key': access_key})
 
 # PUBLIC INFO
@@ -107,111 +107,185 @@ job.public.description = 'Scores random gene signatures that tell psoriatic arth
 job.public.link = 'https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE57383'
 
 # EVENTS
-patience = 30    # seconds without news from DCP until this script says so
-state = alarm = None
-said = set()
+state = 'new'
+cancelled = None
 
 
-def say_once(line):
-    """Print a line, but only once: DCP repeats events."""
-    if line not in said:
-        print(line)
-        said.add(line)
-
-
-def expect_news():
-    """Count the seconds without news afresh."""
-    global alarm
-    if alarm:
-        alarm.cancel()
-    alarm = loop.call_later(patience, on_silence)
-
-
-def on_silence():
-    if state == 'deployed':
-        group = job.computeGroups[0]['joinKey']
-        say_once(f'  No result for {patience} s: does a worker run in compute group {group!r}, was it given '
-                 f'--allow-origin {server_url}, and does server.py log a refusal? Still waiting...')
-    elif state == 'uploading':
-        say_once('  Still uploading the input set...')
-    else:
-        sys.exit(f'DCP has not answered for {patience} s: check your network, and try again.')
-
-
+@job.on('readystatechange')
 def on_state(new_state):
     global state
     state = new_state
     print('State:', state)
-    expect_news()
 
 
+@job.on('accepted')
 def on_accepted(_):
-    print(f'  Job ID: {job.id}\n  Job accepted, awaiting results...')
+    print(f'  Job ID: {job.id}')
+    print('  Job accepted, awaiting results...')
 
 
+@job.on('result')
 def on_result(event):
-    """Print what the server answered to the worker that posted the result: DCP passes on that answer only."""
-    expect_news()
+    """Print your server's answer to the worker that posted the result: no more of it passes through DCP."""
     mark = '✔' if event.result == 'Result received' else '✘'
-    say_once(f'    {mark} Slice {int(event.sliceNumber)}: {event.result}')
+    print(f'    {mark} Slice {int(event.sliceNumber)}: {event.result}')
 
 
+@job.on('error')
 def on_error(error):
     if error.code == 'EPERM_ORIGIN':
-        say_once(f'  A worker may not use the server: start the worker with --allow-origin {server_url}')
-    elif 'EUNCAUGHT' not in (error.code, error.errorCode):    # a throw is a result, too
-        say_once(f'  A worker failed: {error.message}')
+        print_once(f'  A worker may not use your server: start it with --allow-origin {server_url}')
+    elif 'EUNCAUGHT' not in (error.code, error.errorCode):    # what a work function throws is a result, too
+        print_once(f'  A worker failed: {error.message}')
 
 
+@job.on('nofunds')
 def on_no_funds(event):
-    say_once(f'  No funds: the job waits until the account has {event.fundsRequired} more compute credits.')
+    print_once(f'  No funds: the job waits until the account has {event.fundsRequired} more compute credits.')
 
 
-def on_interrupt():
-    """End the wait for DCP. Another Ctrl-C ends this script without a word."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    raise KeyboardInterrupt
+@job.on('cancel')
+def on_cancel(event):
+    global cancelled
+    cancelled = event.reason
 
 
-signal.signal(signal.SIGINT, lambda *_: loop.call_soon_threadsafe(on_interrupt))    # a callback would swallow it
-job.on('readystatechange', on_state)
-job.on('accepted', on_accepted)
-job.on('result', on_result)
-job.on('error', on_error)
-job.on('nofunds', on_no_funds)
+# GUARDS: whatever goes wrong ends in one line that says what to do. On a first reading, skip to RUN.
+import asyncio
+import json
+import os
+import threading
+import time
+import urllib.request
+
+patience = 30    # seconds without news from DCP until this script asks why
+news = threading.Event()
+loop = asyncio.get_event_loop()
+job_id, join_key = job.id, job.computeGroups[0]['joinKey']
+printed = set()
 
 
-# RUN
-def ask_server(path, method='GET'):
-    """Return the answer of server.py, or end with what is wrong. No proxy: the server is inside the firewall."""
+def print_once(line):
+    if line not in printed:
+        printed.add(line)
+        print(line)
+
+
+def ask_server():
+    """Return server.py's report on this job, or end with the reason why there is none."""
+    address = f'{server_url}/dcp-results/{job_id}?key={access_key}'
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))    # no proxy behind your firewall
     try:
-        request = urllib.request.Request(f'{server_url}{path}?key={access_key}', method=method)
-        return urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10).read()
+        return json.load(direct.open(address, timeout=10))
     except urllib.error.HTTPError as error:
-        sys.exit(f'server.py refuses {path} ({error}): see its log, and access_key in both scripts.')
+        sys.exit(f'server.py refuses this script ({error}): see its log, and access_key in both scripts.')
     except Exception as error:
-        sys.exit(f'server.py does not answer at {server_url} ({error}): start it, and set server_url on line 26.')
+        if 'CERTIFICATE_VERIFY_FAILED' in str(error):
+            sys.exit(f'The certificate of {server_url} is not trusted: set SSL_CERT_FILE to its file.')
+        sys.exit(f'server.py does not answer at {server_url} ({error}): start it, or correct line 26.')
 
 
-ask_server(data.pathname, 'HEAD')
+def watch():
+    """Say so when there is no news. This runs in a thread of its own, in case DCP's event loop is stuck."""
+    while True:
+        if news.wait(patience):
+            news.clear()
+        elif state == 'deployed':
+            print_once(f'  No news for {patience} s: {likely_cause()} Still waiting...')
+        elif state == 'uploading':
+            print_once('  Still uploading the input set...')
+        else:
+            give_up(f'No news from DCP for {patience} s: check your network, and install requirements.txt again.')
+
+
+def likely_cause():
+    """Name the first step on the way from the data to the results that was not taken."""
+    try:
+        report = ask_server()
+    except SystemExit as problem:
+        return problem
+    if report['last_refusal'] != first_report['last_refusal']:
+        return f'server.py refused a request at {report["last_refusal"]}.'
+    if report['fetches'] == first_report['fetches']:
+        return (f'no worker has fetched the data. Is one in compute group {join_key!r}, was it started with '
+                f'--allow-origin {server_url}, and does it trust your certificate (NODE_EXTRA_CA_CERTS)?')
+    return 'workers have fetched the data, but posted no result. Does a slice take that long?'
+
+
+def may_have_the_job():
+    """Tell whether DCP may have the job, which costs money then even if nobody waits for it."""
+    return state not in ('new', 'exec', 'init', 'preauth')
+
+
+def give_up(problem):
+    """End this script, even if DCP's event loop is stuck."""
+    if may_have_the_job():
+        problem += f' Job {job_id} may still run.'
+    loop.call_soon_threadsafe(sys.exit, problem)
+    time.sleep(3)
+    print(problem, file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def on_failure(_, context):
+    """Hear what DCP fails at. Otherwise job.exec() would wait for ever for a job that DCP refuses."""
+    error = context['exception'].jsError
+    problem = error['message'].splitlines()[0]
+    if error['code'] == 'DCPL-1100':
+        problem = 'DCP does not know this joinKey and joinSecret: check line 99.'
+    if state != 'deployed':
+        loop.call_soon(sys.exit, f'Job not deployed: {problem}')
+    elif not cancelled:
+        print_once(f'  Problem: {problem}')
+
+
+def on_signal(*_):
+    """Cancel the job, and let nothing interrupt that, such as a second Ctrl-C."""
+    for number in stop_signals:
+        signal.signal(number, signal.SIG_IGN)
+    loop.call_soon_threadsafe(cancel)
+
+
+def cancel():
+    if not may_have_the_job():
+        sys.exit('Stopped: the job is not deployed.')
+    limit = threading.Timer(10, give_up, ['Stopped, but DCP does not answer.'])
+    limit.daemon = True
+    limit.start()
+    while state == 'deploying':    # DCP can't cancel a job before it has it
+        loop.run_until_complete(asyncio.sleep(0.1))
+    job.cancel('stopped by its owner')
+    sys.exit('Stopped: the job is cancelled and costs nothing more.')
+
+
+stop_signals = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
+for number in stop_signals:
+    if signal.getsignal(number) != signal.SIG_IGN:    # as nohup has told the system
+        signal.signal(number, on_signal)
+loop.set_exception_handler(on_failure)
+for event in ('readystatechange', 'result'):
+    job.on(event, lambda _: news.set())
+threading.Thread(target=watch, daemon=True).start()
+
+# PythonMonkey 1.4.1 may freeze while dcp compiles WebAssembly in the background, to sign: compile it at once.
+pm.eval("""WebAssembly.instantiate = async (bytes, imports) => {
+    const module = new WebAssembly.Module(bytes);
+    return { module, instance: new WebAssembly.Instance(module, imports) };
+}""")
 try:
     pm.eval(f'({work_function})')
 except pm.SpiderMonkeyError as error:
-    sys.exit(f'The work function does not compile, its line {error.jsError["lineNumber"]:.0f}: {reason(error)}')
-try:
-    # Not job.exec() and job.wait(): those hang when DCP refuses a job, and take a cancelled job for a finished one.
-    blockify(job.js_ref.exec)(pm.eval('dcp.compute.marketValue'))    # or the compute credits offered per slice
-except KeyboardInterrupt:
-    if state not in ('listeners', 'compute-groups', 'uploading', 'deployed'):
-        sys.exit('Stopped: the job is not deployed.')
-    job.cancel('stopped by its owner')    # the scheduler has it
-    sys.exit('Stopped: the job is cancelled and costs nothing more.')
-except pm.SpiderMonkeyError as error:
-    if error.jsError['code'] == 'DCPL-1100':
-        sys.exit('DCP does not know this joinKey and joinSecret: check line 99.')
-    sys.exit(f'Job {"cancelled" if state == "deployed" else "not deployed"}: {reason(error)}')
-stored = json.loads(ask_server(f'/dcp-results/{job.id}'))
-missing = sorted({*range(1, len(slices) + 1)} - {*stored})
+    lines_above = open(__file__, encoding='utf-8').read().partition(work_function)[0].count('\n')
+    line = lines_above + int(error.jsError['lineNumber'])
+    sys.exit(f'The work function does not compile, see line {line}: {error.jsError["message"]}')
+
+# RUN
+first_report = ask_server()
+job.exec()
+job.wait()
+if cancelled:
+    sys.exit(f'Job cancelled: {cancelled}')
+missing = sorted(set(range(1, n_signatures + 1)) - set(ask_server()['slices']))
 if missing:
-    sys.exit(f'{len(missing)} of {len(slices)} slices have no result: {missing}')
+    sys.exit(f'{len(missing)} of {n_signatures} slices have no result: {missing}')
 print('Done.')
