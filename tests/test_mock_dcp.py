@@ -154,7 +154,7 @@ def test_thrown_error_is_heard_and_posted(run, data):
 
 
 def test_work_function_that_does_not_compile_ends_its_sandbox(start):
-    start('(x) => {').wait_for('error .*"the sandbox ended"')
+    start('(x) => {', options=['--log', '/dev/stdout']).wait_for('"reason": "the sandbox has ended"')
 
 
 @pytest.mark.parametrize('operation', ['makeTea', 'result'])

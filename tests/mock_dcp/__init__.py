@@ -1,7 +1,8 @@
 """A mocked DCP: it runs DCP job scripts, unchanged, with no account and no network.
 
-The real `dcp` package and the dcp-client inside it do all that they do on DCP, up to one seam: dcp-client's Connection
-class, which talks to the scheduler. Here it talks to `scheduler.py` in the same process. `worker.py` keeps the rules of
-the real worker, with dcp-client's own code where there is some (`glue.js`), and computes in dcp-client's own sandbox,
-under Node.js. Nothing is signed, encrypted or paid for. An operation that it does not know is an error that names it.
+The real `dcp` package and the dcp-client inside it do all that they do on DCP, up to one seam: dcp-client's
+Connection class, which talks to the scheduler. Here it talks to `scheduler.py` in the same process.
+`worker.py` keeps the rules of the real worker, with dcp-client's own code where there is some (`glue.js`),
+and `sandbox.py` computes in dcp-client's own sandbox, under Node.js. Nothing is signed, encrypted or paid
+for. An operation that it does not know is an error that names it.
 """

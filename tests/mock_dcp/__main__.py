@@ -11,8 +11,7 @@ import tempfile
 import urllib.request
 from pathlib import Path
 
-from .scheduler import Scheduler
-from .worker import FAULTS, Faults, Worker, run_workers
+from .faults import FAULTS, Faults
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parents[1]
@@ -27,26 +26,47 @@ def main():
 
 
 def read_options():
-    parser = argparse.ArgumentParser('python -m tests.mock_dcp', description=__doc__, epilog='faults: ' + '; '.join(
-        f'{name}: {meaning}' for name, meaning in FAULTS.items()))
+    faults = 'faults: ' + '; '.join(f'{name}: {meaning}' for name, meaning in FAULTS.items())
+    parser = argparse.ArgumentParser('python -m tests.mock_dcp', description=__doc__, epilog=faults)
     option = parser.add_argument
-    option('--join', action='append', metavar='KEY,SECRET', help='a compute group and its secret (demo,dcp)')
-    option('--allow-origin', action='append', default=[], metavar='URL', help='workers may fetch from and post to it')
-    option('--workers', type=int, default=2, metavar='N', help='how many workers there are (2)')
-    option('--fault', action='append', default=[], metavar='NAME[=PROBABILITY]', help='what goes wrong, how often (1)')
+    # These two go into one list, because an allowed origin belongs to the group that it comes after.
+    option('--join', dest='access', action='append', default=[], metavar='KEY,SECRET',
+           type=lambda group: ('join', *group.split(',', 1)),
+           help='a compute group and its secret (demo,dcp), with workers of its own')
+    option('--allow-origin', dest='access', action='append', type=lambda url: ('allow', url), metavar='URL',
+           help='workers may use it: those of the --join before it, or all if there is none before')
+    option('--workers', type=int, default=2, metavar='N', help='how many workers a compute group has (2)')
+    option('--progress-timeout', type=float, default=30, metavar='SECONDS',
+           help='how long a slice may go without progress() (30, as documented; DCP may set it otherwise)')
+    option('--fault', action='append', default=[], metavar='NAME[=PROBABILITY]',
+           help='what goes wrong, and how often (1)')
     option('--seed', type=int, default=1, help='the same faults again for the same seed (1)')
+    option('--log', metavar='FILE', help='write down all that the scheduler hears and says, a JSON line each')
     option('script', nargs='?', help='the job script')
     option('arguments', nargs=argparse.REMAINDER, help='its arguments')
     options = parser.parse_args()
     try:
-        options.groups = dict(group.split(',', 1) for group in options.join or ['demo,dcp'])
-        faults = {name: float(probability or 1) for name, _, probability in (f.partition('=') for f in options.fault)}
+        options.join_secrets, options.allowed_origins = read_access(options.access)
+        pairs = [fault.partition('=') for fault in options.fault]
+        faults = {name: float(probability or 1) for name, _, probability in pairs}
     except ValueError:
         parser.error('--join wants KEY,SECRET, and --fault NAME or NAME=PROBABILITY')
     if faults.keys() - FAULTS.keys():
         parser.error(f'the faults are {", ".join(FAULTS)}')
     options.faults = Faults(faults, options.seed)
     return options
+
+
+def read_access(access):
+    """Return the compute groups' join secrets, and their allowed origins: under None those of all groups."""
+    join_secrets, allowed_origins, group = {}, {None: []}, None
+    for kind, *values in access:
+        if kind == 'join':
+            group, secret = values
+            join_secrets[group], allowed_origins[group] = secret, []
+        else:
+            allowed_origins[group] += values
+    return join_secrets or {'demo': 'dcp'}, allowed_origins
 
 
 def run_job(options):
@@ -59,12 +79,20 @@ def run_job(options):
         import dcp
         import pythonmonkey as pm
         dcp.init()    # the script's own dcp.init() then finds it done
+
+        from .scheduler import Scheduler
+        from .worker import Worker, run_workers
         glue = pm.eval((HERE / 'glue.js').read_text())
 
         async def work(scheduler, job):
-            await run_workers([Worker(scheduler, job, glue, options.allow_origin, options.faults)
-                               for _ in range(options.workers)], job)
-        glue['replaceConnection'](Scheduler(glue, options.groups, options.faults, work).answer)
+            workers = [Worker(f'{group} {number}', scheduler, job.submitted['job'], glue,
+                              options.allowed_origins[None] + options.allowed_origins.get(group, []),
+                              options.faults, options.progress_timeout)
+                       for group in job.groups for number in range(1, options.workers + 1)]
+            await run_workers(workers, job)
+
+        log = options.log and open(options.log, 'w', encoding='utf-8')
+        glue['replaceConnection'](Scheduler(glue, options.join_secrets, options.faults, work, log).answer)
         sys.argv = [options.script, *options.arguments]
         sys.path.insert(0, str(Path(options.script).resolve().parent))
         runpy.run_path(options.script, run_name='__main__')
@@ -74,18 +102,21 @@ def play_tutorial(options):
     """Start server.py unless it runs, run remote-job.py, and show the results file."""
     options.script = str(PROJECT / 'remote-job.py')
     url = re.search("^server_url = '(.*)'", Path(options.script).read_text(), re.MULTILINE)[1]
-    options.allow_origin.append(url)
+    options.allowed_origins[None].append(url)
     with tempfile.TemporaryFile('w+') as log:
-        server = None if health(url) else subprocess.Popen([sys.executable, PROJECT / 'server.py'], text=True,
-                                                           stdout=subprocess.PIPE, stderr=log)
+        command = [sys.executable, PROJECT / 'server.py']
+        pipes = {'stdout': subprocess.PIPE, 'stderr': log}
+        server = None if health(url) else subprocess.Popen(command, text=True, **pipes)
         try:
             if server:
                 print(*(server.stdout.readline() for _ in range(4)), sep='', end='', flush=True)
             if server and not health(url):
                 log.seek(0)
-                sys.exit(log.read().strip() or f'server.py does not answer at {url}: set server_url in remote-job.py')
+                reason = f'server.py does not answer at {url}: set server_url in remote-job.py'
+                sys.exit(log.read().strip() or reason)
             run_job(options)
-            newest = max(Path(health(url)['results_folder']).glob('*.txt'), key=lambda path: path.stat().st_mtime)
+            results = Path(health(url)['results_folder']).glob('*.txt')
+            newest = max(results, key=lambda path: path.stat().st_mtime)
             print(f'\n{newest}:', *newest.read_text().splitlines()[:41], sep='\n')
         finally:
             if server:

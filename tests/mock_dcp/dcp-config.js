@@ -1,10 +1,11 @@
-/* What dcp.init() would fetch from the scheduler: no more than dcp-client needs. Nothing is at these addresses. */
+/* What dcp.init() would fetch from the scheduler: what dcp-client needs. Nothing is at these addresses. */
 (() => {
   const at = (path) => ({ location: new URL(`http://scheduler.invalid/${path}`) });
   const services = (...paths) => Object.fromEntries(paths.map((path) =>
     [path.replace(/-./g, ([, letter]) => letter.toUpperCase()), at(path)]));
   return {
-    scheduler: { ...at(''), services: services('job-submit', 'event-router', 'result-submitter', 'compute-groups') },
+    scheduler: { ...at(''),
+                 services: services('job-submit', 'event-router', 'result-submitter', 'compute-groups') },
     bank: { ...at(''), services: services('bank-teller') },
     ...services('package-manager', 'portal', 'cdn', 'px-auth', 'o-auth'),
     eventSubscriber: { seenListSize: 100 },

@@ -1,4 +1,4 @@
-"""The scheduler of the mocked DCP, in memory: the operations that dcp-client asks for, and the events that it hears."""
+"""The scheduler of the mocked DCP, in memory: it answers the job script and the workers, and emits events."""
 import asyncio
 import json
 import os
@@ -9,6 +9,8 @@ from urllib.parse import quote
 
 import pythonmonkey as pm
 
+from .faults import DELAY
+
 
 class Refused(Exception):
     """An operation that the scheduler refuses."""
@@ -17,7 +19,7 @@ class Refused(Exception):
 @dataclass
 class Job:
     submitted: dict                                   # what the job script sent
-    slices: list = field(default_factory=list)        # {'line': ...} for a sandbox, or {'href': ...} to fetch that from
+    slices: list = field(default_factory=list)        # {'value': marshalled}, or {'href': where it is}
     results: dict = field(default_factory=dict)       # slice number: data: URI
     subscriptions: dict = field(default_factory=dict) # event name: (token, push)
     groups: list = field(default_factory=list)        # join keys
@@ -27,27 +29,59 @@ class Job:
 
 
 class Scheduler:
-    def __init__(self, glue, groups, faults, run_workers):
-        self.glue, self.groups, self.faults, self.run_workers = glue, groups, faults, run_workers
-        self.jobs, self.tasks = {}, set()
+    def __init__(self, glue, join_secrets, faults, run_workers, log_file):
+        self.glue, self.join_secrets, self.faults = glue, join_secrets, faults
+        self.run_workers, self.log_file = run_workers, log_file
+        self.jobs, self.tasks, self.unsaid = {}, set(), []
+        self.reachable = asyncio.Event()    # clear while the scheduler is lost
+        self.reachable.set()
 
     async def answer(self, service, dcpsid, operation, data, signers, push):
-        """Answer a request: all that comes from dcp-client comes through here."""
-        if operation.startswith('submit') and self.faults.happens('no-answer'):
-            await asyncio.Event().wait()
-        data = json.loads(data)
-        method = getattr(self, 'op_' + operation.partition('@')[0], None)
+        """Answer the job script: all that comes from dcp-client comes through here."""
         try:
-            if not method:
-                raise Refused(f'the mocked DCP has no operation {service}/{operation}')
-            job = self.jobs.get(data.get('job') or data.get('options', {}).get('filter', {}).get('job'))
-            return json.dumps({'payload': method(job, data, dcpsid=dcpsid, signers=list(signers), push=push)})
-        except Refused as refused:
-            return json.dumps({'error': {'message': str(refused), 'code': 'EREFUSED'}})
+            data, signers = json.loads(data), list(signers)
+            self.log('script', 'scheduler', service=service, operation=operation, data=data, signers=signers)
+            submits = operation.startswith('submit')
+            if submits and self.faults.happens('no-answer'):
+                self.reachable.clear()
+            await self.reachable.wait()
+            answer = self.do(service, operation, data, dcpsid=dcpsid, signers=signers, push=push)
+            if submits and self.faults.happens('late-answer'):
+                await asyncio.sleep(DELAY)
+            await self.reachable.wait()
+            self.log('scheduler', 'script', service=service, operation=operation, data=answer)
+            return json.dumps(answer)
         except Exception:
             die()
 
-    # Operations
+    def do(self, service, operation, data, **context):
+        """Do what the job script asks for; return its payload, or the error that dcp-client throws."""
+        method = getattr(self, 'op_' + operation.partition('@')[0], None)
+        name = data.get('job') or data.get('options', {}).get('filter', {}).get('job')
+        try:
+            if not method:
+                raise Refused(f'the mocked DCP has no operation {service}/{operation}')
+            if method != self.op_submit and name not in self.jobs:
+                raise Refused(f'the scheduler has no job {name}')
+            return {'payload': method(self.jobs.get(name), data, **context)}
+        except Refused as refused:
+            return {'error': {'message': str(refused), 'code': 'EREFUSED'}}
+
+    async def answer_worker(self, worker, operation, data):
+        """Answer a worker: all that comes from workers comes through here. Operations are named as on DCP."""
+        self.log('worker', 'scheduler', worker=worker, operation=operation, data=data)
+        await self.reachable.wait()
+        answer = await getattr(self, 'worker_' + operation)(self.jobs[data['job']], data)
+        await self.reachable.wait()
+        self.log('scheduler', 'worker', worker=worker, operation=operation, data=answer)
+        return answer
+
+    def log(self, sender, receiver, **message):
+        """Write a message down, as it is sent."""
+        if self.log_file:
+            print(json.dumps({'from': sender, 'to': receiver, **message}), file=self.log_file, flush=True)
+
+    # What the job script asks for
 
     def op_submit(self, _, data, signers, **__):
         if data['paymentAccount'] not in signers:
@@ -60,18 +94,20 @@ class Scheduler:
                 'lastSliceNumber': len(job.slices)}
 
     def op_addSliceData(self, job, data, **_):
-        job.slices += self.glue['slices'](json.dumps(data))
+        job.slices += json.loads(self.glue['slices'](json.dumps(data)))
         return {'success': True, 'lastSliceNumber': len(job.slices)}
 
     def op_closeJob(self, job, data, **_):
-        job.status = 'ready'
+        if job.status == 'uploading':    # and not cancelled meanwhile
+            job.status = 'ready'
         self.start_if_ready(job)
         return {'success': True}
 
     def op_addJobToGroups(self, job, data, dcpsid, **_):
         for group in data['cgArray']:
             key = group.get('joinKey')
-            if key in self.groups and group['joinHashHash'] == self.glue['joinHashHash'](dcpsid, key, self.groups[key]):
+            secret = self.join_secrets.get(key)
+            if secret is not None and group['joinHashHash'] == self.glue['joinHashHash'](dcpsid, key, secret):
                 job.groups.append(key)
         self.start_if_ready(job)
         return {'success': bool(job.groups)}
@@ -91,7 +127,49 @@ class Scheduler:
                 if n in (data['range'] or job.results)]
 
     def op_cancelJob(self, job, data, **_):
-        self.cancel(job, data.get('reason'))
+        if job.status not in ('finished', 'cancelled'):
+            self.cancel(job, data.get('reason'))
+        return {'success': True}
+
+    # What a worker asks for
+
+    async def worker_requestTask(self, job, data):
+        """Give a worker a slice, and the job with the first one; or nothing when there are no more."""
+        number = await job.waiting.get()
+        if not number:
+            return None
+        new_job = None if data['hasJob'] else job.submitted
+        return {'newJob': new_job, 'slice': number, **job.slices[number - 1]}
+
+    async def worker_result(self, job, data):
+        """Take a result. The second one of a slice changes nothing."""
+        number = data['slice']
+        if number in job.results or job.status != 'running':
+            return {'success': True}
+        job.results[number] = data['result']
+        if len(job.results) % 25 == 0:
+            pm.collect()    # PythonMonkey's time to free strings grows with the square of their number
+        self.emit(job, 'result', sliceNumber=number, result={'request': 'complete', 'result': data['result']})
+        total, computed = len(job.slices), len(job.results)
+        self.emit(job, 'status', runStatus='running', total=total, distributed=total, computed=computed)
+        if computed == 1:
+            self.get_lost()
+        if self.faults.happens('cancel', number):
+            self.cancel(job, 'the mocked scheduler was told to cancel')
+        elif computed == total:
+            job.status = 'finished'
+            job.over.set()
+        return {'success': True}
+
+    async def worker_status(self, job, data):
+        """Take a slice back, for some worker to try again."""
+        if data['slice'] not in job.results:
+            job.waiting.put_nowait(data['slice'])
+        return {'success': True}
+
+    async def worker_workEmit(self, job, data):
+        """Pass on an event of the work function, or of the worker's trouble with it."""
+        self.emit(job, data['eventName'].lower(), sliceNumber=data['slice'], **data['payload'])
         return {'success': True}
 
     # Running a job
@@ -116,33 +194,40 @@ class Scheduler:
         except Exception:
             die()
 
-    def result(self, job, number, uri):
-        """Take a result from a worker. The second one of a slice changes nothing."""
-        if number in job.results or job.status != 'running':
-            return
-        job.results[number] = uri
-        if len(job.results) % 25 == 0:
-            pm.collect()    # the time that PythonMonkey takes to free strings grows with the square of their number
-        self.emit(job, 'result', sliceNumber=number, result={'request': 'complete', 'result': uri})
-        self.emit(job, 'status', runStatus='running', total=len(job.slices), distributed=len(job.slices),
-                  computed=len(job.results))
-        if self.faults.happens('cancel', number):
-            self.cancel(job, 'the mocked scheduler was told to cancel')
-        elif len(job.results) == len(job.slices):
-            job.status = 'finished'
-            job.over.set()
-
     def cancel(self, job, reason):
         job.status = 'cancelled'
         job.over.set()
-        self.emit(job, 'stop', runStatus='cancelled', sliceCount=len(job.slices), reason=reason, code='ECANCELLED')
+        slices = len(job.slices)
+        self.emit(job, 'stop', runStatus='cancelled', sliceCount=slices, reason=reason, code='ECANCELLED')
+
+    def get_lost(self):
+        """Be lost from now on, or for a while, if that was asked for."""
+        if self.faults.happens('lost'):
+            self.reachable.clear()
+        elif self.faults.happens('away'):
+            self.reachable.clear()
+            asyncio.get_running_loop().call_later(DELAY, self.come_back)
+
+    def come_back(self):
+        self.reachable.set()
+        self.say()
 
     def emit(self, job, event, **details):
         """Send dcp-client an event, if the job script listens to it."""
         if event in job.subscriptions:
             token, push = job.subscriptions[event]
-            push(json.dumps({'token': token, 'event': {'eventId': secrets.token_hex(11), 'data': {
-                **details, 'job': job.submitted['job'], 'eventName': event}}}))
+            details.update(job=job.submitted['job'], eventName=event)
+            event = {'eventId': secrets.token_hex(11), 'data': details}
+            self.unsaid.append((push, {'token': token, 'event': event}))
+            self.say()
+
+    def say(self):
+        """Send the events that are still to be sent, if the scheduler is not lost."""
+        while self.unsaid and self.reachable.is_set():
+            push, message = self.unsaid.pop(0)
+            details = message['event']['data']
+            self.log('scheduler', 'script', event=details['eventName'], data=message)
+            push(json.dumps(message))
 
 
 def die():
