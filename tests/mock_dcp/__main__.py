@@ -76,6 +76,7 @@ def run_job(options):
             (Path(home) / f'{name}.keystore').write_text(json.dumps('0x' + secrets.token_hex(32)))
         os.environ.setdefault('DCP_RESOURCE_DIR', home)
         os.environ['DCP_CONFIG_LOCATION'] = (HERE / 'dcp-config.js').as_uri()
+        trust_as_a_worker()
         import dcp
         import pythonmonkey as pm
         dcp.init()    # the script's own dcp.init() then finds it done
@@ -96,6 +97,21 @@ def run_job(options):
         sys.argv = [options.script, *options.arguments]
         sys.path.insert(0, str(Path(options.script).resolve().parent))
         runpy.run_path(options.script, run_name='__main__')
+
+
+def trust_as_a_worker():
+    """Let the workers trust what Node.js would: the usual authorities and NODE_EXTRA_CA_CERTS.
+
+    They fetch with PythonMonkey's XMLHttpRequest, that is with aiohttp, which reads SSL_CERT_FILE when it is
+    imported. In a real worker that variable means nothing. The job script's own connections read it later.
+    """
+    for_the_script = os.environ.pop('SSL_CERT_FILE', None)
+    if os.environ.get('NODE_EXTRA_CA_CERTS'):
+        os.environ['SSL_CERT_FILE'] = os.environ['NODE_EXTRA_CA_CERTS']    # the usual are in SSL_CERT_DIR
+    import aiohttp
+    os.environ.pop('SSL_CERT_FILE', None)
+    if for_the_script is not None:
+        os.environ['SSL_CERT_FILE'] = for_the_script
 
 
 def play_tutorial(options):
