@@ -6,3 +6,13 @@ Connection class, which talks to the scheduler. Here it talks to `scheduler.py` 
 and `sandbox.py` computes in dcp-client's own sandbox, under Node.js. Nothing is signed, encrypted or paid
 for. An operation that it does not know is an error that names it.
 """
+import sys
+
+# Here, and in words that every Python 3 reads, because this runs before anything else of the mocked DCP.
+_running = 'Python {}.{}'.format(*sys.version_info)
+if sys.version_info < (3, 10):
+    sys.exit(_running + ' is too old for DCP: use 3.10 to 3.14, with its own virtual environment'
+             ' (python3.12 -m venv .venv).')
+if sys.version_info >= (3, 15):
+    print('Warning: ' + _running + ' was not tried with DCP. If this fails, use 3.10 to 3.14, with its own'
+          ' virtual environment (python3.12 -m venv .venv).', file=sys.stderr, flush=True)

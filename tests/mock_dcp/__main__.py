@@ -77,6 +77,8 @@ def run_job(options):
         os.environ.setdefault('DCP_RESOURCE_DIR', home)
         os.environ['DCP_CONFIG_LOCATION'] = (HERE / 'dcp-config.js').as_uri()
         trust_as_a_worker()
+        import nest_asyncio2
+        sys.modules['nest_asyncio'] = nest_asyncio2    # dcp imports the older one, which fails on Python 3.14
         import dcp
         import pythonmonkey as pm
         dcp.init()    # the script's own dcp.init() then finds it done
