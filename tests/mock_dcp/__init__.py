@@ -8,11 +8,11 @@ for. An operation that it does not know is an error that names it.
 """
 import sys
 
-# Here, and in words that every Python 3 reads, because this runs before anything else of the mocked DCP.
+# Here, and in words that every Python reads, because this runs before anything else of the mocked DCP.
 _running = 'Python {}.{}'.format(*sys.version_info)
 if sys.version_info < (3, 10):
     sys.exit(_running + ' is too old for DCP: use 3.10 to 3.14, with its own virtual environment'
              ' (python3.12 -m venv .venv).')
 if sys.version_info >= (3, 15):
-    print('Warning: ' + _running + ' was not tried with DCP. If this fails, use 3.10 to 3.14, with its own'
-          ' virtual environment (python3.12 -m venv .venv).', file=sys.stderr, flush=True)
+    sys.stderr.write('Warning: ' + _running + ' was not tried with DCP. If this fails, use 3.10 to 3.14, with its'
+                     ' own virtual environment (python3.12 -m venv .venv).\n')
