@@ -70,8 +70,6 @@ def receive_result():
     check_key(form.get('key', ''))
     if not re.fullmatch('[1-9][0-9]{0,15}', form.get('element', '')):
         abort(400, 'element is not a slice number')
-    if not re.fullmatch('[A-Za-z0-9]{0,64}', form.get('job', '')):
-        abort(400, 'job is not the id of a DCP job')
     slice_number, results = int(form['element']), results_of(form.get('job', ''))
     result = read_content(form)
     if isinstance(result, dict) and {'errorCode', 'message', 'stack'} <= result.keys():
@@ -157,6 +155,8 @@ jobs_lock = threading.Lock()
 
 def results_of(job):
     """Return the JobResults of a job id; of '' for results that name no job."""
+    if not re.fullmatch('[A-Za-z0-9]{0,64}', job):
+        abort(400, 'job is not the id of a DCP job')
     with jobs_lock:
         if job not in jobs:
             jobs[job] = JobResults(job)
