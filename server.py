@@ -73,7 +73,7 @@ def receive_result():
     slice_number, results = int(form['element']), results_of(form.get('job', ''))
     result = read_content(form)
     if isinstance(result, dict) and {'errorCode', 'message', 'stack'} <= result.keys():
-        answer = 'work function failed: ' + ascii(result['message'])[1:-1]    # in one line, which DCP sees
+        answer = 'work function failed: ' + ascii(str(result['message']))[1:-1]    # in one line, which DCP sees
         answer = answer[:200]
         results.failed[slice_number] = answer
     else:
