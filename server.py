@@ -98,7 +98,8 @@ def report(job):
     """Say which slices of a job are stored and which failed, and what this server has seen since it started."""
     check_key(request.args.get('key', ''))
     results = results_of(job)
-    return {'slices': sorted(results.stored), 'failed': results.failed, **activity}
+    failed = {number: problem for number, problem in results.failed.copy().items() if number not in results.stored}
+    return {'slices': sorted(results.stored), 'failed': failed, **activity}
 
 
 # WHO MAY COME IN
