@@ -32,7 +32,7 @@ access_key = ''                           # if set, data and results need it; re
 certificate = None                        # for https: (here / 'certificate.pem', here / 'private_key.pem')
 max_result_size = 10_000_000              # bytes of the form that is posted; a larger one is refused
 
-app = Flask('server')
+app = Flask('server', static_folder=None)    # serves what has a route below, and no files besides
 app.config['MAX_CONTENT_LENGTH'] = app.config['MAX_FORM_MEMORY_SIZE'] = max_result_size
 app.url_map.merge_slashes = False    # it redirects, and the new address would show the access key
 logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
