@@ -296,9 +296,11 @@ class Handler(WSGIRequestHandler):
             self.send_error(400)
             raise ConnectionAbortedError from None
 
-    def log(self, kind, *_):
-        if kind == 'error':
-            note_refusal(self.client_address[0], 'malformed or unfinished request')
+    def log_request(self, *_):
+        pass
+
+    def log_error(self, *_):
+        note_refusal(self.client_address[0], 'malformed or unfinished request')
 
 
 def lan_address():
