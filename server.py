@@ -131,7 +131,7 @@ def admit_browser_workers(response):
 @app.errorhandler(HTTPException)
 def refuse(error):
     """Answer a refused request with one line that names the problem. The log must not show the access key."""
-    asked = f'{request.method:.10} {ascii(request.path.partition("key=")[0]):.80}'
+    asked = ascii(f'{request.method} {request.path}'.partition('key=')[0])[:100]
     note_refusal(request.remote_addr, f'{asked} refused: {error.code} {error.description}')
     return f'{error.description}\n', error.code, {'Content-Type': 'text/plain'}
 
