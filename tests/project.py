@@ -1,4 +1,7 @@
 """A copy of the project to edit and run as a user would: its server, and its job on the mocked DCP."""
+import csv
+import importlib.util
+import json
 import os
 import re
 import shutil
@@ -15,9 +18,67 @@ from functools import partial
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
+SCORES = {'probesets': '1007_s_at, 1053_at', 'centroid AUC': 0.8, 'ensemble AUC': 0.85}
+RECEIVED = (200, 'Result received')
 
 
-class Project:
+class Server:
+    """What tests ask of a server. Subclasses have `request`, and `folder`, where the folder of results is."""
+
+    def post(self, slice_number, result, job='job1', **fields):
+        """Post a result as a DCP worker does: what JavaScript takes for false as error=null.
+
+        Other fields replace those of the form; None leaves a field out. Return status and text of the answer.
+        """
+        falsy = result is None or result in ('', 0, False)
+        content = {'error': 'null'} if falsy else {'content': json.dumps(result)}
+        form = {'element': slice_number, 'contentType': 'application/json', 'elementType': 'results',
+                **content, 'job': job, 'key': '', **fields}
+        form = {name: value for name, value in form.items() if value is not None}
+        return self.request('/dcp-results', form)[:2]
+
+    def report(self, job='job1'):
+        return json.loads(self.request(f'/dcp-results/{job}')[1])
+
+    def stored(self, job='job1'):
+        return self.report(job)['slices']
+
+    def results(self):
+        """Return the results files, the oldest first."""
+        return sorted((self.folder / 'results').glob('*.txt'))
+
+    def rows(self, job='job1'):
+        """Return a job's rows of all results files. Half a line at the end of a file is none."""
+        rows = []
+        csv.field_size_limit(10 ** 7)
+        for path in self.results():
+            with open(path, newline='', encoding='utf-8') as file:
+                whole_lines = [line for line in file if line.endswith('\n')]
+            rows += csv.DictReader(whole_lines, delimiter='\t')
+        return [row for row in rows if row['job'] == job]
+
+
+class ServerModule(Server):
+    """server.py as a module of this process, where its disk can be made to fail; results are in a given folder."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.restart()
+
+    def restart(self):
+        """Import server.py afresh: as after a kill, it knows nothing but its files."""
+        spec = importlib.util.spec_from_file_location('server', PROJECT / 'server.py')
+        self.module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self.module)
+        self.module.results_folder = self.folder / 'results'
+
+    def request(self, path, data=None, method=None, headers={}):
+        method = method or ('GET' if data is None else 'POST')
+        answer = self.module.app.test_client().open(path, method=method, data=data, headers=headers)
+        return answer.status_code, answer.text, answer.headers
+
+
+class Project(Server):
     """A copy of the project's scripts and data in a folder of its own, on a port of its own."""
 
     def __init__(self, folder):
@@ -56,6 +117,16 @@ class Project:
         server.wait_for(' * Debug mode: off')
         return server
 
+    def wait_until_reached(self):
+        """Return when the server's port takes connections, for servers that do not say when."""
+        until = time.monotonic() + 20
+        while True:
+            try:
+                return socket.create_connection(('127.0.0.1', self.port)).close()
+            except ConnectionRefusedError:
+                assert time.monotonic() < until, 'the server does not start'
+                time.sleep(0.02)
+
     def run_job(self, *options, **environment):
         """Run remote-job.py on the mocked DCP, with workers that may use the server unless told otherwise."""
         return self.run(*self.job_command(*options), **environment)
@@ -66,10 +137,6 @@ class Project:
     def job_command(self, *options):
         allowed = [] if '--allow-origin' in options else ['--allow-origin', self.url]
         return ['-m', 'tests.mock_dcp', *allowed, *options, 'remote-job.py']
-
-    def results(self):
-        """Return the results files, the oldest first."""
-        return sorted((self.folder / 'results').glob('*.txt'))
 
     def stop(self):
         """End all that still runs."""
