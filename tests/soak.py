@@ -1,13 +1,13 @@
 """Kill and restart server.py while faulty workers post results, and count what is lost or stored twice.
 
-    python -m tests.soak [RUNS]    (3 runs unless told: 2 minutes)
+    python -m tests.soak [RUNS]    (3 runs unless told: a minute)
 
-A run has 500 slices, 20 SIGKILLs at moments taken from its seed (every other one waits until the server writes a large
-result: `torn` counts the kills that hit inside a write), and these faults: the answer gets lost, the connection is
-reset half way through the result, a slice is computed twice, two workers post the same slice at the same time. One more
-run is of remote-job.py itself, on the mocked DCP. Not part of pytest: test_server_faults.py plays a short run.
+A run has 500 slices, and 20 SIGKILLs at moments taken from its seed. Every other one waits until the server
+writes a large result: `torn` counts those that left half a line. Other faults are: the answer gets lost, the
+connection is reset half way through the result, a slice is computed twice, two workers post the same slice at
+the same time. One more run is of remote-job.py itself, on the mocked DCP. Not part of pytest:
+test_server_faults.py plays a short run.
 """
-import collections
 import json
 import random
 import re
@@ -18,148 +18,86 @@ import sys
 import tempfile
 import threading
 import time
-import urllib.parse
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from urllib.parse import urlencode
 
 from .project import Project
 
-CLASSIFIERS = ['LDA', 'GNB', 'KNN', 'Ensemble']
-HEADER = 'slice\tclassifier\taccuracy\tauc\tprobesets'
 POSTERS = 8
-FAULTS = {'lose answer': 0.05, 'leave early': 0.05, 'reset': 0.05, 'twice': 0.05, 'same time': 0.1}
+FAULTS = {'lose answer': 0.05, 'leave early': 0.05, 'reset': 0.05, 'twice': 0.05, None: 0.8}
+SAME_TIME = 0.1    # of the slices are posted by two workers
 MOCK_FAULTS = '--workers 4 --fault twice=0.1 --fault lose-answer=0.1 --fault die=0.05'.split()
-DEADLINE = 300    # seconds until a run that does not end is given up
-LURK = """# Kill the server while it writes a large result
+PATIENCE = 60    # seconds without an answered result after which a run is given up
+KILL_IN_A_WRITE = '''
 import os, sys, time
-path, pid, until = sys.argv[1], int(sys.argv[2]), time.monotonic() + 2
-before = now = os.stat(path).st_size
-while now - before < 20_000 and time.monotonic() < until:
-    before, now = now, os.stat(path).st_size
+folder, pid, until = sys.argv[1], int(sys.argv[2]), time.monotonic() + 2
+before = None
+while time.monotonic() < until:
+    newest = f'{folder}/{max(os.listdir(folder))}'
+    now = newest, os.stat(newest).st_size
+    if before and now[1] - (before[1] if before[0] == newest else 0) > 4096:
+        break
+    before = now
 os.kill(pid, 9)
-"""
-FIGURES = ['slices', 'kills', 'torn', 'posted', 'answered', 'stored', 'lost', 'doubled', 'halves', 'seconds']
+'''
+FIGURES = ['slices', 'kills', 'torn', 'posted', 'answered', 'stored', 'lost', 'doubled', 'wrong', 'seconds']
 
 
+@cache
 def result_of(number, job):
-    """Return a slice's result, the same at every call. Those of every tenth slice span many pages of the disk."""
+    """Return a slice's result, the same at every call. Every tenth slice's fills many pages of the disk."""
     chance = random.Random(f'{job} {number}')
-    probesets = chance.randint(5_000, 25_000) if number % 10 == 0 else chance.randint(5, 9)
-    return [{'classifier': classifier, 'accuracy': round(chance.random(), 3), 'auc': round(chance.random(), 3),
-             'probesets': ', '.join(f'{chance.randrange(10 ** 6)}_at' for _ in range(probesets))}
-            for classifier in CLASSIFIERS]
-
-
-def lines_of(number, job):
-    """Return the lines that a slice's result becomes."""
-    return ['\t'.join([str(number), *map(str, row.values())]) for row in result_of(number, job)]
-
-
-class Killer(threading.Thread):
-    """Kills the server with SIGKILL and restarts it, soon after so and so many slices were answered."""
-
-    def __init__(self, project, server, seed, moments, kills, answered, news, lurk=True):
-        super().__init__(daemon=True)
-        self.project, self.answered, self.news, self.lurk = project, answered, news, lurk
-        self.chance = random.Random(f'{seed} kills')
-        self.moments = sorted(self.chance.sample(moments, kills))
-        self.up, self.torn, self.error = threading.Event(), 0, None
-        self.servers = [server]
-        self.up.set()
-
-    def run(self):
-        try:
-            for number, moment in enumerate(self.moments):
-                with self.news:
-                    assert self.news.wait_for(lambda: self.answered() >= moment, DEADLINE), 'the run has come to a halt'
-                time.sleep(self.chance.uniform(0, 0.05))
-                path = self.project.results()[-1]
-                if self.lurk and number % 2:
-                    subprocess.run([sys.executable, '-SEc', LURK, path, str(self.servers[-1].process.pid)], check=True)
-                self.servers[-1].stop()
-                self.up.clear()
-                content = path.read_bytes()
-                self.torn += b'\0' in content or not content.endswith(b'\n')
-                self.servers.append(self.project.serve())
-                self.up.set()
-        except Exception as error:
-            self.error = error
-            self.up.set()
-
-    def finish(self):
-        """Wait for the last restart, and return figures. No server may have logged a traceback."""
-        self.join(DEADLINE)
-        if self.error or self.is_alive():
-            raise self.error or TimeoutError('the killer has come to a halt')
-        assert not any('Traceback' in line for server in self.servers for line in server.errors)
-        return {'kills': len(self.moments), 'torn': self.torn}
+    probesets = chance.randint(20_000, 100_000) if number % 10 == 0 else chance.randint(5, 9)
+    return {'probesets': ', '.join(f'{chance.randrange(10 ** 6)}_at' for _ in range(probesets)),
+            'ensemble accuracy': round(chance.random(), 3), 'ensemble AUC': round(chance.random(), 3)}
 
 
 class Posters:
     """Threads that post each slice until it is answered, as DCP's workers do, with faults."""
 
     def __init__(self, project, job, seed, slices):
-        self.project, self.job, self.slices, self.seed = project, job, slices, seed
-        self.todo = collections.deque(range(1, slices + 1))
-        self.attempts, self.posted, self.answered, self.errors = collections.Counter(), 0, set(), []
-        self.news = threading.Condition()
+        self.project, self.job, self.chance = project, job, random.Random(f'{seed} posters')
+        self.posted, self.answered, self.news = 0, set(), threading.Condition()
+        self.todo = SimpleQueue()
+        for number in range(1, slices + 1):
+            for _ in range(2 if self.chance.random() < SAME_TIME else 1):
+                self.todo.put(number)
 
-    def run(self, up):
-        """Post all slices, while the server is up. Raise what a poster died of."""
-        self.until = time.monotonic() + DEADLINE
-        threads = [threading.Thread(target=self.work, args=[up], daemon=True) for _ in range(POSTERS)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if self.errors:
-            raise self.errors[0]
-
-    def work(self, up):
-        try:
-            while task := self.take():
-                up.wait(DEADLINE)
-                self.attend(*task)
-        except Exception as error:
-            self.errors.append(error)
-
-    def take(self):
-        """Return a slice that is not answered and the fault that this attempt at it meets; None at the end."""
-        with self.news:
-            while not self.todo and len(self.answered) < self.slices:
-                assert time.monotonic() < self.until and not self.errors, 'the run has come to a halt'
-                self.news.wait(1)
-            if not self.todo:
-                return None
-            number = self.todo.popleft()
-            self.attempts[number] += 1
-            chance = random.Random(f'{self.seed} {number} {self.attempts[number]}')
-            fault = chance.choices([*FAULTS, None], [*FAULTS.values(), 1 - sum(FAULTS.values())])[0]
-            if fault == 'same time':
-                self.todo.appendleft(number)
-                self.news.notify()
-            return number, fault
+    def work(self):
+        while True:
+            try:
+                number = self.todo.get_nowait()
+            except Empty:
+                return
+            fault, = self.chance.choices([*FAULTS], [*FAULTS.values()])
+            for _ in range(2 if fault == 'twice' else 1):
+                if not self.attend(number, fault):
+                    self.todo.put(number)
 
     def attend(self, number, fault):
-        """Post a slice, and give it back if that is not answered."""
-        form = {'element': number, 'contentType': 'application/json', 'elementType': 'results', 'job': self.job,
-                'content': json.dumps(result_of(number, self.job)), 'key': ''}
-        body = urllib.parse.urlencode(form).encode()
-        for _ in range(2 if fault == 'twice' else 1):
-            try:
-                answered = post(self.project.port, body, fault)
-            except OSError:    # the server was killed
-                answered = False
-                time.sleep(0.1)
-            with self.news:
-                self.posted += 1
-                self.answered |= {number} if answered else set()
-                self.todo.extend([] if number in self.answered or number in self.todo else [number])
-                self.news.notify_all()
+        """Post a slice. Return whether the worker has read that it is stored."""
+        form = {'element': number, 'content': json.dumps(result_of(number, self.job)), 'job': self.job}
+        try:
+            answered = post(self.project.port, urlencode(form).encode(), fault)
+        except OSError:    # the server was killed
+            answered = False
+            time.sleep(0.1)
+        with self.news:
+            self.posted += 1
+            if answered:
+                self.answered.add(number)
+            self.news.notify_all()
+        return answered
 
 
 def post(port, body, fault=None):
-    """Post a result over a connection of its own. Return whether the worker has read that it is stored."""
-    request = b'POST /dcp-results HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n' % len(body) + body
+    """Post a form over a connection of its own. Return whether the worker has read that it is received."""
+    request = (b'POST /dcp-results HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n'
+               b'Content-Type: application/x-www-form-urlencoded\r\n\r\n%s' % (len(body), body))
     with socket.create_connection(('127.0.0.1', port), 30) as connection:
         if fault == 'reset':
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
@@ -169,61 +107,77 @@ def post(port, body, fault=None):
         if fault == 'leave early':
             return False
         answer = b''.join(iter(lambda: connection.recv(65536), b''))
-    return fault != 'lose answer' and answer.startswith(b'HTTP/1.1 200') and answer.endswith(b'\n\r\nResult received')
+    assert not answer.startswith(b'HTTP/1.1 4'), answer
+    received = answer.startswith(b'HTTP/1.1 200') and answer.endswith(b'Result received')
+    return received and fault != 'lose answer'
 
 
-def compare(project, job, answered, expected):
-    """Return figures of what is stored: `expected` has the lines of each slice, or patterns of them."""
-    listed = set(json.loads(project.request(f'/dcp-results/{job}')[1]))
-    found, halves = collections.defaultdict(list), []
-    for path in project.results():    # one, if all is well
-        header, *lines, rest = path.read_bytes().decode().split('\n')
-        halves += [line for line in (header, rest) if line not in (HEADER, '')]
-        for line in lines:
-            found[line.partition('\t')[0]].append(line)
-    stored, doubled = set(), 0
-    for number, patterns in expected.items():
-        rows = found.pop(str(number), [])
-        right = [sum(match(pattern, row) for row in rows) for pattern in patterns]
-        stored |= {number} if all(right) and number in listed else set()
-        doubled += max(right) > 1
-        halves += [row for row in rows if not any(match(pattern, row) for pattern in patterns)]
-    halves += [row for rows in found.values() for row in rows]
-    return {'answered': len(answered), 'stored': len(stored), 'lost': len(answered - stored), 'doubled': doubled,
-            'halves': len(halves)}
+def kill_again_and_again(project, seed, moments, kills, answered, news, in_writes=True):
+    """Kill the server and restart it, each time soon after so many slices were answered. Return figures."""
+    chance = random.Random(f'{seed} kills')
+    torn = 0
+    for number, moment in enumerate(sorted(chance.sample(moments, kills))):
+        with news:
+            assert news.wait_for(lambda: answered() >= moment, PATIENCE), 'the run has come to a halt'
+        time.sleep(chance.uniform(0, 0.05))
+        if in_writes and number % 2:
+            results, pid = project.folder / 'results', project.server.process.pid
+            subprocess.run([sys.executable, '-SEc', KILL_IN_A_WRITE, results, str(pid)], check=True)
+        project.server.stop()
+        assert 'Traceback' not in project.server.output
+        torn += not project.results()[-1].read_bytes().endswith(b'\n')
+        project.server = project.serve()
+    return {'kills': kills, 'torn': torn}
 
 
-def match(pattern, line):
-    return bool(pattern.fullmatch(line)) if isinstance(pattern, re.Pattern) else pattern == line
+def compare(project, job, answered, is_right):
+    """Return figures of what is stored."""
+    rows = project.rows(job)
+    times = Counter(int(row['slice']) for row in rows)
+    stored = times.keys() & set(project.stored(job))
+    return {'answered': len(answered), 'stored': len(stored), 'lost': len(answered - stored),
+            'doubled': sum(count > 1 for count in times.values()),
+            'wrong': sum(not is_right(row) for row in rows)}
 
 
 def run_posters(project, seed, slices=500, kills=20):
     """Let posters do a job while the server is killed. Return the run's figures."""
     job = f'soak{seed}'
-    posters, server = Posters(project, job, seed, slices), project.serve()
-    killer = Killer(project, server, seed, range(1, slices), kills, lambda: len(posters.answered), posters.news)
-    killer.start()
-    posters.run(killer.up)
-    figures = {'slices': slices, 'posted': posters.posted, **killer.finish()}
-    return {**figures, **compare(project, job, posters.answered, {n: lines_of(n, job) for n in range(1, slices + 1)})}
+    posters = Posters(project, job, seed, slices)
+    project.server = project.serve()
+    with ThreadPoolExecutor(POSTERS) as pool:
+        work = [pool.submit(posters.work) for _ in range(POSTERS)]
+        answered = lambda: len(posters.answered)
+        figures = kill_again_and_again(project, seed, range(1, slices), kills, answered, posters.news)
+    for each in work:
+        each.result()
+
+    def is_right(row):
+        expected = {'job': job, 'slice': row['slice'], **result_of(int(row['slice']), job)}
+        return row == {name: str(value) for name, value in expected.items()}
+
+    return {'slices': slices, 'posted': posters.posted, **figures,
+            **compare(project, job, posters.answered, is_right)}
 
 
 def run_job(project, seed, slices=500, kills=20):
     """Let remote-job.py do a job on the mocked DCP while the server is killed. Return the run's figures."""
     project.edit('remote-job.py', 'n_signatures = 10', f'n_signatures = {slices}')
-    server, job = project.serve(), project.start_job('--seed', seed, *MOCK_FAULTS)
-    ticks = lambda: {int(line.split()[2][:-1]) for line in job.lines if '✔ Slice' in line}
-    moments = range(1, slices * 9 // 10)    # after its last result the job asks the server for its list, once
-    killer = Killer(project, server, seed, moments, kills, lambda: len(ticks()), job.news, lurk=False)
-    killer.start()
-    job.wait(DEADLINE)
-    figures = {'slices': slices, **killer.finish()}
-    assert (job.status, job.lines[-1]) == (0, 'Done.'), job.output[-2000:]
-    job_id = next(line.split()[-1] for line in job.lines if 'Job ID' in line)
-    figures['posted'] = sum('Result received' in line for server in killer.servers for line in server.errors)
-    patterns = {n: [re.compile(rf'{n}\t{classifier}\t[\d.]+\t[\d.]+\t[^\t]+') for classifier in CLASSIFIERS]
-                for n in range(1, slices + 1)}
-    return {**figures, **compare(project, job_id, ticks(), patterns)}
+    project.server = project.serve()
+    script = project.start_job('--seed', seed, *MOCK_FAULTS)
+    ticks = lambda: re.findall('✔ Slice ([0-9]+): Result received', script.output)
+    answered = lambda: len(set(ticks()))
+    moments = range(1, slices * 9 // 10)    # after its last result the script asks the server once what is stored
+    figures = kill_again_and_again(project, seed, moments, kills, answered, script.news, in_writes=False)
+    script.wait(PATIENCE)
+    assert (script.status, script.lines[-1]) == (0, 'Done.'), script.output[-2000:]
+    job = re.search('Job ID: (.*)', script.output)[1]
+    return {'slices': slices, 'posted': len(ticks()), **figures,
+            **compare(project, job, {int(number) for number in ticks()}, is_whole)}
+
+
+def is_whole(row):
+    return None not in row and all(row.values())
 
 
 def main(runs=3):
@@ -238,7 +192,8 @@ def main(runs=3):
             finally:
                 project.stop()
         print(f'{name:10}', *[f'{figures[figure]:>8}' for figure in FIGURES], flush=True)
-        bad += figures['lost'] + figures['doubled'] + figures['halves'] + (figures['answered'] != figures['slices'])
+        bad += figures['lost'] + figures['doubled'] + figures['wrong']
+        bad += figures['slices'] - figures['answered']
     sys.exit(1 if bad else 0)
 
 
