@@ -13,11 +13,10 @@ import socket
 import sys
 import tempfile
 import threading
-from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from flask import Flask, abort, request, send_file
+from flask import Flask, abort, request, send_file, send_from_directory
 from werkzeug.exceptions import HTTPException
 from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -28,34 +27,24 @@ data_file = here / 'input' / 'GSE57383_ps_psa.txt'
 results_folder = here / 'results'
 results_name = 'GSE57383_PsA_vs_Ps'       # each results file is called this, and the time of its first result
 browser_origins = ['https://dcp.work']    # the only web pages that may read data or post results
-access_key = ''                           # if set, data and results need it; remote-job.py needs the same
+access_key = ''                           # if set, whoever comes needs it: the same as in remote-job.py
 certificate = None                        # for https: (here / 'certificate.pem', here / 'private_key.pem')
 max_result_size = 10_000_000              # bytes of the form that is posted; a larger one is refused
 
-app = Flask('server', static_folder=None)    # serves what has a route below, and no files besides
+app = Flask('server', static_folder=None)
 app.config['MAX_CONTENT_LENGTH'] = app.config['MAX_FORM_MEMORY_SIZE'] = max_result_size
-app.url_map.merge_slashes = False    # it redirects, and the new address would show the access key
 logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
 logging.getLogger('werkzeug').setLevel(logging.ERROR)    # its line per request would show the access key
 log = logging.getLogger('server')
-activity = {'fetches': 0, 'last_refusal': ''}    # what remote-job.py asks for when no results come
+activity = {'fetches': 0, 'last_refusal': ''}    # since the start, for remote-job.py and the results page
 
 
 # DATA
 @app.get('/GSE57383_ps_psa')
 def send_data():
     """Send the data file. Of all content types only text/plain reaches a work function as a plain string."""
-    check_key(request.args.get('key', ''))
-    if request.method == 'GET':
-        activity['fetches'] += 1
+    activity['fetches'] += 1
     return send_file(data_file, mimetype='text/plain')
-
-
-@app.get('/health')
-def health():
-    """Say whether the data file is there, and where results go."""
-    return {'data_file': str(data_file), 'data_file_exists': data_file.is_file(),
-            'results_folder': str(results_folder)}
 
 
 # RESULTS
@@ -66,15 +55,14 @@ def receive_result():
     The form has `element`, the slice number; `content`, what the work function returned, as JSON; and what
     remote-job.py gave to setResultStorage: `job` and `key`. DCP repeats a slice whose answer got lost.
     """
-    form = request.form
-    check_key(form.get('key', ''))
-    if not re.fullmatch('[1-9][0-9]{0,15}', form.get('element', '')):
+    if not re.fullmatch('[1-9][0-9]{0,15}', request.form.get('element', '')):
         abort(400, 'element is not a slice number')
-    slice_number, results = int(form['element']), results_of(form.get('job', ''))
-    result = read_content(form)
-    if isinstance(result, dict) and {'errorCode', 'message', 'stack'} <= result.keys():
-        answer = 'work function failed: ' + ascii(str(result['message']))[1:-1]    # in one line, which DCP sees
-        answer = answer[:200]
+    slice_number = int(request.form['element'])
+    results = results_of(request.form.get('job', ''))
+    result = read_content(request.form)
+    if isinstance(result, dict) and {'errorCode', 'message', 'stack'} <= result.keys():    # was thrown
+        message = ascii(str(result['message']))[1:-1]
+        answer = f'work function failed: {message}'[:200]    # DCP sees what is answered
         results.failed[slice_number] = answer
     else:
         results.store(slice_number, result)
@@ -84,7 +72,7 @@ def receive_result():
 
 
 def read_content(form):
-    """Return what the work function returned. DCP posts 0, '', false, null and NaN as error=null: None here."""
+    """Return what the work function returned. DCP posts 0, '', false, null, NaN as error=null: None here."""
     if 'content' not in form and form.get('error') == 'null':
         return None
     try:
@@ -95,31 +83,58 @@ def read_content(form):
 
 @app.get('/dcp-results/<job>')
 def report(job):
-    """Say which slices of a job are stored and which failed, and what this server has seen since it started."""
-    check_key(request.args.get('key', ''))
+    """Say which slices of a job are stored and which failed, and what has happened since the start."""
     results = results_of(job)
-    failed = {number: problem for number, problem in results.failed.copy().items() if number not in results.stored}
-    return {'slices': sorted(results.stored), 'failed': failed, **activity}
+    return {'slices': sorted(results.slices.copy()), 'failed': results.failed.copy(), **activity}
+
+
+@app.get('/')
+def send_page():
+    """Send a web page that shows the results as they arrive. It has to ask for the access key itself."""
+    return send_file(here / 'results' / 'page.html')
+
+
+@app.get('/results')
+def list_results():
+    """List the results files for that page, the newest first."""
+    files = []
+    for path in sorted(results_folder.glob('*.txt'), key=os.path.getmtime, reverse=True):
+        with open(path, 'rb') as file:
+            header, first_line = file.readline(), file.readline()
+        if first_line:
+            job = first_line.partition(b'\t')[0].decode(errors='replace')
+            files.append({'name': path.name, 'job': job, 'size': path.stat().st_size})
+    failed = {job: results.failed.copy() for job, results in jobs.copy().items()}
+    return {'files': files, 'failed': failed, 'data_file_exists': data_file.is_file(), **activity}
+
+
+@app.get('/results/<name>')
+def send_results(name):
+    """Send a results file, or only what is new in it: the part that a Range header asks for."""
+    return send_from_directory(results_folder, name, mimetype='text/plain')
 
 
 # WHO MAY COME IN
-def check_key(key):
-    """Refuse a request without the access key, in a time that does not tell how much of the key was right."""
-    if not hmac.compare_digest(key.encode(), access_key.encode()):
-        abort(403, 'wrong or missing access key: see access_key in server.py')
-
-
 @app.before_request
-def refuse_other_web_pages():
-    """Refuse web pages that are not on the list. Docker and Linux workers are no pages: they send no Origin."""
+def refuse_strangers():
+    """Refuse web pages that are not on the list, and whoever does not have the access key.
+
+    Docker and Linux workers are no web pages: they send no Origin. What needs no key is the results page, which asks
+    its reader for it, and OPTIONS, by which a browser asks whether a page may send more.
+    """
     if 'Origin' in request.headers and request.headers['Origin'] not in browser_origins:
         abort(403, 'this web page may not use this server: see browser_origins in server.py')
+    bearer = request.headers.get('Authorization', '').removeprefix('Bearer ')
+    key = request.values.get('key', bearer)
+    is_public = request.path == '/' or request.method == 'OPTIONS'
+    if not is_public and not hmac.compare_digest(key.encode(), access_key.encode()):
+        abort(403, 'wrong or missing access key: see access_key in server.py')
 
 
 @app.after_request
 def admit_browser_workers(response):
     """Let the listed web pages read the answers, in the way that browsers ask for (CORS)."""
-    response.headers['X-Content-Type-Options'] = 'nosniff'
+    response.headers['X-Content-Type-Options'] = 'nosniff'    # browsers must not take data for a page
     response.headers['Vary'] = 'Origin'
     if request.headers.get('Origin') in browser_origins:
         response.headers['Access-Control-Allow-Origin'] = request.headers['Origin']
@@ -130,7 +145,7 @@ def admit_browser_workers(response):
 
 @app.errorhandler(HTTPException)
 def refuse(error):
-    """Answer a refused request with one line that names the problem. The log must not show the access key."""
+    """Answer a refused request with one line that names the problem, and log it without the access key."""
     asked = ascii(f'{request.method} {request.path}'.partition('key=')[0])[:100]
     note_refusal(request.remote_addr, f'{asked} refused: {error.code} {error.description}')
     return f'{error.description}\n', error.code, {'Content-Type': 'text/plain'}
@@ -144,12 +159,11 @@ def fail(error):
 
 
 def note_refusal(address, problem):
-    """Log a refusal, and keep it for remote-job.py to ask for."""
     log.warning('%s %s', address, problem)
     activity['last_refusal'] = f'{datetime.now():%H:%M:%S} {address} {problem}'
 
 
-# RESULTS FILES: tables with a line per slice. A line counts only with its line end, so half a line does no harm.
+# RESULTS FILES: tables with a line per slice. Only whole lines count, so that half a line does no harm.
 jobs = {}    # job id: its JobResults
 jobs_lock = threading.Lock()
 
@@ -165,88 +179,59 @@ def results_of(job):
 
 
 class JobResults:
-    """The results of one job.
+    """Which slices of a job are stored, and the file that the next result goes to.
 
-    They go to a file that this server has begun since it started, and that nobody else has changed; or else to a
-    new one. So whatever happened to a file, be it a crash or a spreadsheet, the next results are safe.
+    That is a file which this server has begun since it started, and nobody has changed; or else a new one. So
+    whatever happened to a file, be it a crash or a spreadsheet, the next result is safe.
     """
 
     def __init__(self, job):
         self.job, self.lock = job, threading.Lock()
-        self.stored = stored_slices(job)     # slices that are on the disk for sure
-        self.appended = set(self.stored)     # ... and those on their way to it
-        self.failed = {}                     # slice number: what its work function threw
-        self.path = None                     # the file that results go to
+        self.slices = stored_slices(job)
+        self.failed = {}    # slice number: what its work function threw
+        self.path = None
 
     def store(self, slice_number, result):
         """Return once a result of the slice is on the disk, this one or an earlier one. Raises OSError."""
         with self.lock:
-            if slice_number in self.stored:
+            if slice_number in self.slices:
                 return
-            if slice_number not in self.appended:
-                self.append(slice_number, result)
-            path, size = self.path, self.size
-        try:
-            sync(path)    # outside the lock: results that arrive together share a sync
-        except OSError:
-            with self.lock, suppress(OSError):
-                if path == self.path:
-                    self.leave_file()
-                    os.truncate(path, self.synced_size)
-            raise
-        with self.lock:
-            if path != self.path:
-                raise OSError(f'{path.name} was left before slice {slice_number} was on the disk')
-            self.synced_size = max(self.synced_size, size)
+            self.append(slice_number, result)
             if self.job:
-                self.stored.add(slice_number)
+                self.slices.add(slice_number)
+            self.failed.pop(slice_number, None)
 
     def append(self, slice_number, result):
-        """Append a line to the file. If that fails, the file ends where it ended before."""
-        columns, cells = as_columns(result)
-        if self.path and not (self.path.exists() and self.path.stat().st_size == self.size):
-            self.leave_file()
-        if not self.path:
-            self.path, self.columns = new_file(), columns
-            self.size = self.synced_size = 0
-        if columns != self.columns:    # all of a result of another kind goes into the last column
+        """Append a line to the file, on the disk. If that fails, the file ends where it ended before."""
+        row = result if isinstance(result, dict) and result else {'result': result}
+        if not (self.path and self.path.exists() and self.path.stat().st_size == self.size):
+            self.path, self.size, self.columns = new_file(), 0, list(row)
+        cells = [as_cell(row.get(column, '')) for column in self.columns]
+        if row.keys() != set(self.columns):    # a result with other columns: all of it goes into the last one
             cells = [''] * (len(self.columns) - 1) + [json.dumps(result)]
         lines = as_line([self.job, slice_number, *cells])
         if self.size == 0:
-            lines = as_line(['job', 'slice', *self.columns]) + lines
+            lines = as_line(['job', 'slice', *map(as_cell, self.columns)]) + lines
         try:
-            with open(self.path, 'ab', buffering=0) as file:
-                if file.write(lines) != len(lines):
-                    raise OSError('no space left on the disk')
+            with open(self.path, 'ab') as file:
+                file.write(lines)
+                file.flush()
+                os.fsync(file.fileno())
         except OSError:
             os.truncate(self.path, self.size)
             raise
         self.size += len(lines)
-        if self.job:
-            self.appended.add(slice_number)
-
-    def leave_file(self):
-        """Go on in a new file, and forget what is not on the disk for sure."""
-        self.path = None
-        self.appended = set(self.stored)
 
 
 def stored_slices(job):
-    """Return the numbers of the slices that a job has in the results files, as a set."""
-    stored = set()
+    """Return the slice numbers of a job in the whole lines of all results files, as a set."""
+    slices = set()
     line = re.compile(rb'^%s\t([1-9][0-9]{0,15})\t[^\0\n]*\n' % job.encode(), re.MULTILINE)
     for path in results_folder.glob('*.txt'):
-        slices = {int(number) for number in line.findall(path.read_bytes())}
-        if job and slices:
-            sync(path)    # the server may have been killed before it did that
-            stored |= slices
-    return stored
-
-
-def sync(path):
-    """Return once all that was written to a file is on the disk. Raises OSError."""
-    with open(path, 'r+b') as file:
-        os.fsync(file.fileno())
+        with open(path, 'r+b') as file:
+            slices.update(int(number) for number in line.findall(file.read()))
+            os.fsync(file.fileno())    # the server may have been killed before it did that
+    return slices if job else set()
 
 
 def new_file():
@@ -260,13 +245,6 @@ def new_file():
             return path
         except FileExistsError:
             when += timedelta(seconds=1)
-
-
-def as_columns(result):
-    """Return the names and the cells of a result's columns. What is not an object is a single column."""
-    if not isinstance(result, dict) or not result:
-        result = {'result': result}
-    return [as_cell(name) for name in result], [as_cell(value) for value in result.values()]
 
 
 def as_cell(value):
@@ -285,7 +263,7 @@ def as_line(cells):
 
 # RUN
 class Handler(WSGIRequestHandler):
-    """Werkzeug's, except that malformed requests are refused in a line that does not show the access key."""
+    """Werkzeug's, but a malformed request makes one line in the log, and that without the access key."""
 
     timeout = 60    # seconds; a worker that vanished must not keep its thread for ever
 
@@ -294,7 +272,7 @@ class Handler(WSGIRequestHandler):
             return super().make_environ()
         except ValueError:    # a malformed address
             self.send_error(400)
-            raise ConnectionAbortedError from None
+            raise ConnectionAbortedError from None    # which ends the connection
 
     def log_request(self, *_):
         pass
@@ -322,7 +300,7 @@ def main():
         results_folder.mkdir(exist_ok=True)
         tempfile.TemporaryFile(dir=results_folder).close()
     except OSError as error:
-        sys.exit(f'Cannot write to {results_folder} ({error.strerror}): make it a folder that you may write in.')
+        sys.exit(f'Cannot write in {results_folder} ({error.strerror}): make it a folder that you may use.')
     try:
         listener = socket.create_server(('', port))
     except OSError as error:
@@ -331,9 +309,9 @@ def main():
         server = make_server('', port, app, threaded=True, request_handler=Handler, ssl_context=certificate,
                              fd=listener.fileno())
     except OSError as error:
-        sys.exit(f'Cannot use the certificate {certificate} ({error.strerror}): see certificate in server.py.')
+        sys.exit(f'Cannot use {certificate} ({error.strerror}): see certificate in server.py.')
     if certificate:
-        server.socket.do_handshake_on_connect = False    # but in a thread of its own: a slow one must not stop all
+        server.socket.do_handshake_on_connect = False    # but in a thread: a slow one must not stop all
     url = f'{"https" if certificate else "http"}://{lan_address()}:{port}'
     print(f' * Serving data on: {url}')
     print(f' * DCP results endpoint: {url}/dcp-results')
