@@ -47,6 +47,13 @@ def send_data():
     return send_file(data_file, mimetype='text/plain')
 
 
+@app.get('/health')
+def health():
+    """Say whether the data file is there, and where results go."""
+    return {'data_file': data_file.name, 'data_file_exists': data_file.is_file(),
+            'results_folder': str(results_folder)}
+
+
 # RESULTS
 @app.post('/dcp-results')
 def receive_result():
@@ -63,7 +70,8 @@ def receive_result():
     if isinstance(result, dict) and {'errorCode', 'message', 'stack'} <= result.keys():    # was thrown
         message = ascii(str(result['message']))[1:-1]
         answer = f'work function failed: {message}'[:200]    # DCP sees what is answered
-        results.failed[slice_number] = answer
+        if slice_number not in results.slices:
+            results.failed[slice_number] = answer
     else:
         results.store(slice_number, result)
         answer = 'Result received'
@@ -105,7 +113,7 @@ def list_results():
             job = first_line.partition(b'\t')[0].decode(errors='replace')
             files.append({'name': path.name, 'job': job, 'size': path.stat().st_size})
     failed = {job: results.failed.copy() for job, results in jobs.copy().items()}
-    return {'files': files, 'failed': failed, 'data_file_exists': data_file.is_file(), **activity}
+    return {'files': files, 'failed': failed, **activity, **health()}
 
 
 @app.get('/results/<name>')
@@ -119,14 +127,14 @@ def send_results(name):
 def refuse_strangers():
     """Refuse web pages that are not on the list, and whoever does not have the access key.
 
-    Docker and Linux workers are no web pages: they send no Origin. What needs no key is the results page, which asks
-    its reader for it, and OPTIONS, by which a browser asks whether a page may send more.
+    Docker and Linux workers are no web pages: they send no Origin. The results page needs no key, since it asks its
+    reader for one, nor does OPTIONS, by which browsers ask what a page may do.
     """
     if 'Origin' in request.headers and request.headers['Origin'] not in browser_origins:
         abort(403, 'this web page may not use this server: see browser_origins in server.py')
     bearer = request.headers.get('Authorization', '').removeprefix('Bearer ')
     key = request.values.get('key', bearer)
-    is_public = request.path == '/' or request.method == 'OPTIONS'
+    is_public = request.path in ('/', '/health') or request.method == 'OPTIONS'
     if not is_public and not hmac.compare_digest(key.encode(), access_key.encode()):
         abort(403, 'wrong or missing access key: see access_key in server.py')
 
@@ -300,7 +308,7 @@ def main():
         results_folder.mkdir(exist_ok=True)
         tempfile.TemporaryFile(dir=results_folder).close()
     except OSError as error:
-        sys.exit(f'Cannot write in {results_folder} ({error.strerror}): make it a folder that you may use.')
+        sys.exit(f'Cannot write to {results_folder} ({error.strerror}): make it a folder that you may use.')
     try:
         listener = socket.create_server(('', port))
     except OSError as error:
@@ -309,7 +317,7 @@ def main():
         server = make_server('', port, app, threaded=True, request_handler=Handler, ssl_context=certificate,
                              fd=listener.fileno())
     except OSError as error:
-        sys.exit(f'Cannot use {certificate} ({error.strerror}): see certificate in server.py.')
+        sys.exit(f'Cannot use the certificate {certificate} ({error.strerror}): see certificate above.')
     if certificate:
         server.socket.do_handshake_on_connect = False    # but in a thread: a slow one must not stop all
     url = f'{"https" if certificate else "http"}://{lan_address()}:{port}'
