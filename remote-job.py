@@ -56,7 +56,7 @@ work_function = r'''(slice, data) => {
   // Classifiers: each tells how well a row fits among the rows of a class, as a log-likelihood.
   const sum = (values) => values.reduce((total, value) => total + value, 0);
   const mean = (values) => sum(values) / values.length;
-  const variance = (values) => mean(values.map((value) => value ** 2)) - mean(values) ** 2 + 1e-9;    // > 0
+  const variance = (values, m = mean(values)) => mean(values.map((v) => (v - m) ** 2)) + 1e-9;    // never 0
   const distance = (a, b) => sum(a.map((value, j) => (value - b[j]) ** 2));
   const transpose = (rows) => rows[0].map((_, j) => rows.map((row) => row[j]));
   const logNormal = (a, known) => -((a - mean(known)) ** 2 / variance(known) + Math.log(variance(known))) / 2;
