@@ -1,8 +1,12 @@
-"""A copy of the project to edit and run as a user would: its server, and its job on the mocked DCP."""
+"""A copy of the project to edit and run as a user would: its server, and its job on the mocked DCP.
+
+Also the two parts of remote-job.py that run without DCP: its input set and its work function."""
+import ast
 import csv
 import importlib.util
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -16,6 +20,8 @@ import urllib.parse
 import urllib.request
 from functools import partial
 from pathlib import Path
+
+from input.simulate import simulate
 
 PROJECT = Path(__file__).resolve().parents[1]
 SCORES = {'probesets': '1007_s_at, 1053_at', 'centroid AUC': 0.8, 'ensemble AUC': 0.85}
@@ -208,3 +214,60 @@ class Process:
     @property
     def output(self):
         return '\n'.join(self.lines + self.errors)
+
+
+JOB_SCRIPT = (PROJECT / 'remote-job.py').read_text(encoding='utf-8')
+INPUT_SET = re.search('^# INPUT SET.*?(?=^# WORK FUNCTION)', JOB_SCRIPT, re.MULTILINE | re.DOTALL)[0]
+WORK_FUNCTION = next(node.value.value for node in ast.parse(JOB_SCRIPT).body
+                     if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == 'work_function')
+DRIVER = '''(task) => {
+  const { source, data, slices, laterData } = JSON.parse(task);
+  const workFunction = Function(`return ${source}`)();
+  const outcomes = slices.map((slice, number) => {
+    const progress = [];
+    globalThis.progress = (done) => progress.push(done);
+    try {
+      return { result: workFunction(slice, number ? laterData : data), progress };
+    } catch (error) {
+      return { error: error.message, isError: error instanceof Error };
+    }
+  });
+  return JSON.stringify(outcomes);
+}'''
+ENGINES = {
+    'V8': ['node', '-e', f"console.log(({DRIVER})(require('fs').readFileSync(0, 'utf8')))"],
+    'SpiderMonkey': [sys.executable, '-c', 'import sys, pythonmonkey\n'
+                                           f'print(pythonmonkey.eval({DRIVER!r})(sys.stdin.read()))'],
+}
+
+
+def input_set(n_signatures=10, min_length=5, max_length=9, seed=42):
+    """Return the slices that remote-job.py makes with these settings."""
+    code = INPUT_SET
+    for old, new in {'n_signatures = 10': f'n_signatures = {n_signatures}',
+                     'max_length = 5, 9': f'max_length = {min_length}, {max_length}',
+                     'seed(42)': f'seed({seed})'}.items():
+        assert code.count(old) == 1, f'{old!r} is not once in remote-job.py'
+        code = code.replace(old, new)
+    variables = {'random': random}
+    exec(code, variables)
+    return variables['slices']
+
+
+def table(samples=60, probesets=40, differing=0, change=None):
+    """Return the text of simulated data; change(phenotypes, matrix) edits them in place."""
+    phenotypes, names, matrix = simulate(samples, probesets, differing, seed=1)
+    if change:
+        change(phenotypes, matrix)
+    rows = [[phenotype, *(f'{value:.6f}' for value in row)] for phenotype, row in zip(phenotypes, matrix)]
+    return ''.join('\t'.join(row) + '\n' for row in [['phenotype', *names], *rows])
+
+
+def compute(data, slices, engine='V8', source=WORK_FUNCTION, later_data=None):
+    """Let the work function compute slices one after the other, in one new sandbox. Return a dict of each:
+    its `result` and what it reported as `progress`, or its `error`. Slices after the first may get other data."""
+    task = {'source': source, 'slices': slices, 'data': data,
+            'laterData': data if later_data is None else later_data}
+    process = subprocess.run(ENGINES[engine], input=json.dumps(task), stdout=subprocess.PIPE, text=True,
+                             timeout=100, check=True)
+    return json.loads(process.stdout)
