@@ -265,7 +265,7 @@ def table(samples=60, probesets=40, differing=0, change=None):
 
 def compute(data, slices, engine='V8', source=WORK_FUNCTION, later_data=None):
     """Let the work function compute slices one after the other, in one new sandbox. Return a dict of each:
-    its `result` and what it reported as `progress`, or its `error`. Slices after the first may get other data."""
+    its `result` and all `progress` that it reported, or its `error`. Later slices may get other data."""
     task = {'source': source, 'slices': slices, 'data': data,
             'laterData': data if later_data is None else later_data}
     process = subprocess.run(ENGINES[engine], input=json.dumps(task), stdout=subprocess.PIPE, text=True,

@@ -185,7 +185,7 @@ VALUES = np.round(np.random.RandomState(1).uniform(3, 14, (6, SAMPLES)), 4)
 
 
 def series_matrix(*sample_lines, values=VALUES):
-    """Return the text of a series matrix, as GEO lays it out; values: (probesets, samples), numbers or str."""
+    """Return the text of a series matrix, as GEO lays it out; values (probesets, samples), numbers or str."""
     lines = ['!Series_title\t"Psoriatic arthritis and psoriasis"',
              '!Series_summary\t"Psoriasis, a line',
              'that is broken."',

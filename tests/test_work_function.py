@@ -97,8 +97,8 @@ def as_many_of_each_class(phenotypes, matrix):
     phenotypes[:] = [PS, PSA] * 20    # of 400 pairs: areas like 0.0175, halfway between two printed numbers
 
 
-# The shipped file has two decimals: in one probeset, many a sample is equally near to samples of both classes, and
-# rounding errors decide. So signatures of a single probeset are tried on other data, of six decimals.
+# The shipped file has two decimals: in one probeset, many a sample is equally near to samples of both classes
+# and rounding errors decide. So signatures of a single probeset are tried on other data, of six decimals.
 DATA = {
     'the shipped file': (SHIPPED, input_set(30)),
     'noise': (table(60, 200), input_set(30, 1, 9)),
