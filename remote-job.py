@@ -2,12 +2,12 @@
 import random
 import signal
 import sys
-
+# So that it starts on every machine (a first reader may skip to KEYS):
 if not (3, 10) <= sys.version_info < (3, 15):
     print('Tried on Python 3.10 to 3.14 only: README.md shows how to make a venv with one.', file=sys.stderr)
     if sys.version_info < (3, 10):
         sys.exit(1)
-signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C just ends the script, until there is a job to cancel
+signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C just ends this, until there is a job to cancel
 import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp 3.4.3 imports nest_asyncio, which fails on Python 3.14
 import dcp
@@ -24,26 +24,26 @@ except pm.SpiderMonkeyError as error:
 # DATA
 access_key = ''    # the one of server.py, in letters and digits
 server_url = 'http://127.0.0.1:5001'
-data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< workers fetch it from you
+data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< fetched by the workers
 
-# INPUT SET: one slice per signature. A slice is a list of random numbers, each of which picks a probeset.
+# INPUT SET: one slice per signature: a list of random numbers, each of which picks a probeset of the data.
 n_signatures = 10
 min_length, max_length = 5, 9
 random.seed(42)
 lengths = [random.randint(min_length, max_length) for _ in range(n_signatures)]
 slices = [[random.random() for _ in range(length)] for length in lengths]
 
-# WORK FUNCTION, in JavaScript: DCP calls work_function(slice, *arguments) once per slice, on some worker. There,
-# `data` is not a URL but the text of the file. Errors pass through DCP's scheduler: put no data in them.
+# WORK FUNCTION, in JavaScript: for each slice some worker calls work_function(slice, *arguments). There `data`
+# is no URL, but the text of the file. Errors pass through DCP's scheduler: put no data in them.
 work_function = r'''(slice, data) => {
   const classes = ['Psoriasis', 'Psoriatic Arthritis'];    // the two phenotypes to tell apart
   const folds = 10;
   const assert = (condition, problem) => { if (!condition) throw Error(problem); };
-  // A worker keeps globalThis from one slice to the next, so it splits the text into cells only once.
+  // A worker keeps globalThis from one slice of a job to the next, so it splits the text only once.
   globalThis.table ??= data.trimEnd().split('\n').map((line) => line.trimEnd().split('\t'));
   const [header, ...samples] = globalThis.table;
 
-  // The signature, as column numbers: each random number picks one of the columns that are left.
+  // The signature, as column numbers: each random number takes (splice) one of the columns that are left.
   const left = [...header.keys()].slice(1);
   const signature = slice.map((number) => left.splice(Math.floor(number * left.length), 1)[0]);
   // x[s]: the values of sample s in these columns. y[s]: its class, 0 or 1.
@@ -51,30 +51,30 @@ work_function = r'''(slice, data) => {
   const x = samples.map((sample) => signature.map((column) => toNumber(sample[column])));
   const y = samples.map((sample) => classes.indexOf(sample[0]));
   assert(x.flat().every(Number.isFinite), 'a sample has no number for a probeset of the signature');
-  assert([...new Set(y)].sort().join() === '0,1', `the samples must be ${classes.join(' and ')}, no others`);
+  assert(new Set(y).size === 2 && !y.includes(-1), `samples must be ${classes.join(' or ')}, some of each`);
 
-  // Classifiers: each tells how well a row fits among the rows of a class, as a log-likelihood.
+  // Classifiers: each tells how well a row of values fits among the rows of a class, as a log-likelihood.
   const sum = (values) => values.reduce((total, value) => total + value, 0);
   const mean = (values) => sum(values) / values.length;
-  const variance = (values, m = mean(values)) => mean(values.map((v) => (v - m) ** 2)) + 1e-9;    // never 0
+  const variance = (values) => Math.max(mean(values.map((v) => v ** 2)) - mean(values) ** 2, 1e-9);    // > 0
   const distance = (a, b) => sum(a.map((value, j) => (value - b[j]) ** 2));
   const transpose = (rows) => rows[0].map((_, j) => rows.map((row) => row[j]));
-  const logNormal = (a, known) => -((a - mean(known)) ** 2 / variance(known) + Math.log(variance(known))) / 2;
+  const logDensity = (v, all) => -((v - mean(all)) ** 2 / variance(all) + Math.log(variance(all))) / 2;
   const classifiers = {
     centroid: (row, rows) => -distance(row, transpose(rows).map(mean)) / 2,
-    bayes: (row, rows) => sum(transpose(rows).map((known, j) => logNormal(row[j], known))),
+    bayes: (row, rows) => sum(transpose(rows).map((group, j) => logDensity(row[j], group))),
     neighbour: (row, rows) => -Math.min(...rows.map((other) => distance(row, other))) / 2,
   };
 
-  // Cross-validation: the samples of each fold are classified by what the other folds teach.
+  // Cross-validation: each class is dealt out over the folds, and each fold is classified by the others.
   const fold = y.map((label, s) => y.slice(0, s).filter((other) => other === label).length % folds);
-  const p = Object.fromEntries(Object.keys(classifiers).map((name) => [name, []]));    // of class 1
+  const p = Object.fromEntries(Object.keys(classifiers).map((name) => [name, []]));
   for (let f = 0; f < folds; f++) {
     const known = transpose(x.filter((_, s) => fold[s] !== f));
-    const z = x.map((row) => row.map((value, j) => (value - mean(known[j])) / Math.sqrt(variance(known[j]))));
+    const z = x.map((row) => row.map((v, j) => (v - mean(known[j])) / Math.sqrt(variance(known[j]))));
     const [first, second] = [0, 1].map((label) => z.filter((_, s) => y[s] === label && fold[s] !== f));
     for (const [name, fit] of Object.entries(classifiers)) {
-      const probability = (row) => 1 / (1 + Math.exp(fit(row, first) - fit(row, second)));
+      const probability = (row) => 1 / (1 + Math.exp(fit(row, first) - fit(row, second)));    // of class 1
       z.forEach((row, s) => { if (fold[s] === f) p[name][s] = probability(row); });
     }
     progress((f + 1) / folds);
@@ -97,9 +97,8 @@ work_function = r'''(slice, data) => {
 # JOB
 job = dcp.compute_for(slices, work_function, [data])
 job.computeGroups = [{'joinKey': 'demo', 'joinSecret': 'dcp'}]
-job.worktime = 'map-basic'    # for JavaScript
-job.setResultStorage(f'{server_url}/dcp-results',    # <<<<<< workers post each result to your server
-                     {'elementType': 'results', 'job': job.id, 'key': access_key})
+job.worktime = 'map-basic'    # what runs the work function: this for JavaScript, 'pyodide' for Python
+job.setResultStorage(f'{server_url}/dcp-results', {'job': job.id, 'key': access_key})    # <<<<<< posted there
 
 # PUBLIC INFO
 job.public.name = 'PsA signature search'

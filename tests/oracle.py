@@ -20,8 +20,8 @@ def pick(n_probesets, numbers):
 
 
 def variance(values):
-    """Return the maximum likelihood variance of each column (k,), and 1e-9, which keeps it above 0."""
-    return values.var(axis=0) + 1e-9
+    """Return the maximum likelihood variance of each column (k,), at least 1e-9, which keeps it above 0."""
+    return np.maximum(values.var(axis=0), 1e-9)
 
 
 def centroid(rows, known):
