@@ -5,44 +5,34 @@
 A row has the median of some rounds, what it is compared with, and the ratio of the two medians. Both sides take turns
 within one run, so that a busy machine slows both alike. Not part of pytest. Peak memory is VmHWM of Linux's /proc.
 """
+import csv
 import json
 import re
 import selectors
 import socket
-import subprocess
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from urllib.parse import urlencode
 
 from input.simulate import simulate, write_table
 
-from .oracle import score
-from .project import PROJECT, Project
+from . import oracle
+from .project import Project, input_set
 
 DATA = 'GSE57383_ps_psa'
 PATIENCE = 40    # seconds after which a comparison does without its remaining rounds
-NODE = r'''      // times each JavaScript expression that it reads
-const progress = () => {}, work = WORK_FUNCTION;
-const texts = process.argv.slice(1).map((path) => require('fs').readFileSync(path, 'utf8'));
-const tabs = (text) => {
-  let count = 0;
-  for (let at = text.indexOf('\t'); at >= 0; at = text.indexOf('\t', at + 1)) count++;
-  return count;
-};
-const tabsByCharacter = (text) => {
-  let count = 0;
-  for (let at = 0; at < text.length; at++) if (text.charCodeAt(at) === 9) count++;
-  return count;
-};
-require('readline').createInterface({ input: process.stdin }).on('line', (expression) => {
-  const start = performance.now(), value = eval(expression);
-  console.log(JSON.stringify([performance.now() - start, value]));
-});
-'''
+TIMED = '''(slice, data) => {
+  const start = performance.now();
+  (WORK_FUNCTION)(slice, data);
+  const scored = performance.now();
+  let tabs = 0;
+  for (let at = data.indexOf('\\t'); at >= 0; at = data.indexOf('\\t', at + 1)) tabs++;
+  return { scoring: scored - start, counting: performance.now() - scored, tabs };
+}'''
 ROW = '{:33} | {:>9} | {:>26} | {:>5} | {}'
 verdicts = []
 
@@ -75,45 +65,31 @@ def make_data(path, probesets):
 
 
 # WORK FUNCTION
-def measure_work_function(folder):
-    paths = [make_data(folder / f'{probesets}.txt', probesets) for probesets in (5_100, 12_000, 36_000)]
-    source = re.search(r"^work_function = r'''(.*?)'''$", (PROJECT / 'remote-job.py').read_text(), re.M | re.S)[1]
-    node = subprocess.Popen(['node', '-e', NODE.replace('WORK_FUNCTION', source), *paths], text=True,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-
-    def run(expression):
-        """Return the milliseconds that a JavaScript expression takes, and its value."""
-        print(expression, file=node.stdin, flush=True)
-        return json.loads(node.stdout.readline())
-
-    def work(number, text=1):
-        return run(f'work({number % 10 + 1}, 10, 5, 9, 42, texts[{text}])')[0]
-
-    def tabs(_, text=1):
-        return run(f'tabs(texts[{text}])')[0]
-
-    def numpy(number):
-        start, i = time.perf_counter(), number % 10 + 1
-        rows = score(table, i, 10, 5, 9, 42)
-        milliseconds = 1000 * (time.perf_counter() - start)
-        assert rows == run(f'work({i}, 10, 5, 9, 42, texts[1])')[1], 'the two do not agree'
-        return milliseconds
-
-    in_turn(100, work, tabs)    # warms up
-    for text, (megabytes, goal) in enumerate({3: '', 7: '<= 1.5', 21: ''}.items()):
-        ours, theirs = in_turn(80, partial(work, text=text), partial(tabs, text=text))
-        show(f'work function, {megabytes} MB', ours, 'counting tabs', theirs, '{:.1f} ms', goal)
-    small, large = in_turn(40, work, partial(work, text=2))
-    show('work function, a third of 21 MB', [each / 3 for each in large], '7 MB', small, '{:.1f} ms', '<= 1.2')
-    first, last = in_turn(40, lambda number: run(f'work({number % 10 + 1}, 1000000, 7, 7, 42, texts[1])')[0],
-                          lambda number: run(f'work({1000000 - number % 10}, 1000000, 7, 7, 42, texts[1])')[0])
-    show('work function, i = n = 1,000,000', last, 'i = 1', first, '{:.1f} ms', '<= 1.2')
-    table = paths[1].read_text()
-    ours, theirs = in_turn(20, work, numpy)
-    show('work function, 7 MB', ours, 'NumPy and SciPy', theirs, '{:.1f} ms')
-    ours, theirs = in_turn(20, tabs, lambda _: run('tabsByCharacter(texts[1])')[0])
-    show('counting tabs by indexOf, 7 MB', ours, 'by charCodeAt', theirs, '{:.1f} ms')
-    node.communicate()    # closes its input, and so ends it
+def measure_work_function(project, samples, probesets):
+    """Time 60 slices in the sandbox of one worker: their scoring, and one pass that counts the text's tabs."""
+    path = project.folder / 'input' / f'{DATA}.txt'
+    write_table(path, *simulate(samples, probesets), decimals=2)
+    project.edit('remote-job.py', 'n_signatures = 10', 'n_signatures = 60')
+    project.edit('remote-job.py', 'compute_for(slices, work_function,',
+                 f'compute_for(slices, {TIMED!r}.replace("WORK_FUNCTION", work_function),')
+    project.serve()
+    job = project.run_job('--workers', '1')
+    assert job.status == 0, job.output
+    with open(project.results()[0], newline='') as file:
+        rows = sorted(csv.DictReader(file, delimiter='\t'), key=lambda row: int(row['slice']))
+    scoring, counting = [[float(row[name]) for row in rows] for name in ('scoring', 'counting')]
+    size = f'{samples} x {probesets:,}'
+    show(f'first slice, {size}', scoring[:1], 'counting tabs', counting[:1], '{:.1f} ms')
+    show(f'slices 11 to 60, {size}', [mean(scoring[10:])], 'counting tabs', [mean(counting[10:])], '{:.1f} ms')
+    start = time.perf_counter()
+    table = oracle.read(path.read_text())
+    after_reading = time.perf_counter()
+    for numbers in input_set(60)[10:]:
+        oracle.score(table, numbers)
+    numpy = 1000 * (time.perf_counter() - after_reading) / 50
+    numpy_first = 1000 * (after_reading - start) + numpy
+    show(f'first slice, {size}', scoring[:1], 'NumPy and SciPy', [numpy_first], '{:.1f} ms')
+    show(f'slices 11 to 60, {size}', [mean(scoring[10:])], 'NumPy and SciPy', [numpy], '{:.1f} ms')
 
 
 # SERVING THE DATA
@@ -231,12 +207,13 @@ def measure_jobs(projects):
 def main():
     print(ROW.format('what', 'figure', 'compared with', 'ratio', 'goal'))
     with tempfile.TemporaryDirectory() as folder:
-        projects = [Project(Path(folder) / f'project{number}') for number in range(6)]
+        projects = [Project(Path(folder) / f'project{number}') for number in range(9)]
         try:
-            measure_work_function(Path(folder))
-            measure_serving(projects[0])
-            measure_results(*projects[1:3])
-            measure_jobs(projects[3:])
+            for project, samples, probesets in zip(projects, (60, 80, 300), (5_000, 12_000, 5_000)):
+                measure_work_function(project, samples, probesets)
+            measure_serving(projects[3])
+            measure_results(*projects[4:6])
+            measure_jobs(projects[6:])
         finally:
             for project in projects:
                 project.stop()
