@@ -215,9 +215,12 @@ def test_sample_of_another_phenotype_is_an_error_that_names_the_two(cells, label
     assert PS in message and PSA in message
 
 
-@pytest.mark.parametrize('only', [PS, PSA])
-def test_phenotype_without_samples_is_an_error_that_names_the_two(cells, only):
-    message = error(cells[:1] + [row for row in cells if row[0] == only])
+@pytest.mark.parametrize('absent', [PS, PSA])
+@pytest.mark.parametrize('spelt', ['otherwise', None])
+def test_phenotype_without_samples_is_an_error_that_names_the_two(cells, absent, spelt):
+    others = [row for row in cells if row[0] != absent]
+    renamed = [[spelt, *row[1:]] for row in cells if row[0] == absent and spelt]
+    message = error(others + renamed)
     assert PS in message and PSA in message
 
 
