@@ -98,7 +98,7 @@ def as_many_of_each_class(phenotypes, matrix):
 
 
 # The shipped file has two decimals: in one probeset, many a sample is equally near to samples of both classes
-# and rounding errors decide. So signatures of a single probeset are tried on other data, of six decimals.
+# and rounding errors may decide. So signatures of a single probeset are tried on other data, of six decimals.
 DATA = {
     'the shipped file': (SHIPPED, input_set(30)),
     'noise': (table(60, 200), input_set(30, 1, 9)),
