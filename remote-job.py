@@ -33,8 +33,8 @@ random.seed(42)
 lengths = [random.randint(min_length, max_length) for _ in range(n_signatures)]
 slices = [[random.random() for _ in range(length)] for length in lengths]
 
-# WORK FUNCTION, in JavaScript: for each slice some worker calls work_function(slice, *arguments). There `data`
-# is no URL, but the text of the file. Errors pass through DCP's scheduler: put no data in them.
+# WORK FUNCTION, in JavaScript: for each slice a worker calls work_function(slice, *arguments). There `data` is
+# no URL, but the text of the file. Errors pass through DCP's scheduler: put no data in them.
 work_function = r'''(slice, data) => {
   const classes = ['Psoriasis', 'Psoriatic Arthritis'];    // the two phenotypes to tell apart
   const folds = 10;
@@ -42,16 +42,16 @@ work_function = r'''(slice, data) => {
   // A worker keeps globalThis from one slice of a job to the next, so it splits the text only once.
   globalThis.table ??= data.trimEnd().split('\n').map((line) => line.trimEnd().split('\t'));
   const [header, ...samples] = globalThis.table;
-
-  // The signature, as column numbers: each random number takes (splice) one of the columns that are left.
-  const left = [...header.keys()].slice(1);
+  // The signature, as column numbers: each random number takes one of those left (splice is Python's pop).
+  const left = [...header.keys()].slice(1);    // without column 0, the phenotype
   const signature = slice.map((number) => left.splice(Math.floor(number * left.length), 1)[0]);
   // x[s]: the values of sample s in these columns. y[s]: its class, 0 or 1.
-  const toNumber = (cell) => (/\d/.test(cell) ? Number(cell) : NaN);
+  const toNumber = (cell) => (/\d/.test(cell) ? Number(cell) : NaN);    // Number('') would be 0
   const x = samples.map((sample) => signature.map((column) => toNumber(sample[column])));
   const y = samples.map((sample) => classes.indexOf(sample[0]));
+  const sizes = classes.map((_, label) => y.filter((other) => other === label).length);
   assert(x.flat().every(Number.isFinite), 'a sample has no number for a probeset of the signature');
-  assert(new Set(y).size === 2 && !y.includes(-1), `samples must be ${classes.join(' or ')}, some of each`);
+  assert(sizes.length === 2 && !y.includes(-1) && Math.min(...sizes) > 1, `needs samples of ${classes}, only`);
 
   // Classifiers: each tells how well a row of values fits among the rows of a class, as a log-likelihood.
   const sum = (values) => values.reduce((total, value) => total + value, 0);
@@ -71,7 +71,8 @@ work_function = r'''(slice, data) => {
   const p = Object.fromEntries(Object.keys(classifiers).map((name) => [name, []]));
   for (let f = 0; f < folds; f++) {
     const known = transpose(x.filter((_, s) => fold[s] !== f));
-    const z = x.map((row) => row.map((v, j) => (v - mean(known[j])) / Math.sqrt(variance(known[j]))));
+    const [centre, width] = [known.map(mean), known.map(variance).map(Math.sqrt)];
+    const z = x.map((row) => row.map((value, j) => (value - centre[j]) / width[j]));
     const [first, second] = [0, 1].map((label) => z.filter((_, s) => y[s] === label && fold[s] !== f));
     for (const [name, fit] of Object.entries(classifiers)) {
       const probability = (row) => 1 / (1 + Math.exp(fit(row, first) - fit(row, second)));    // of class 1
@@ -80,14 +81,13 @@ work_function = r'''(slice, data) => {
     progress((f + 1) / folds);
   }
   p.ensemble = samples.map((_, s) => mean(Object.values(p).map((each) => each[s])));
-
   // Accuracy, and area under the ROC curve (AUC): how often class 1 scores higher than class 0, of all pairs.
   const result = { probesets: signature.map((column) => header[column]).join(', ') };
   for (const [name, scores] of Object.entries(p)) {
     assert(scores.every((score) => score >= 0 && score <= 1), `classifier ${name} returned no number`);
+    const correct = scores.map((score, s) => (score < 0.5 ? 0 : 1) === y[s]);
     const [first, second] = [0, 1].map((label) => scores.filter((_, s) => y[s] === label));
-    const correct = [...first.map((score) => score < 0.5), ...second.map((score) => score >= 0.5)];
-    const inOrder = second.flatMap((b) => first.map((a) => (b > a) + (b === a) / 2));
+    const inOrder = second.flatMap((b) => first.map((a) => (b > a) + (b === a) / 2));    // a tie counts half
     result[`${name}_accuracy`] = Number(mean(correct).toFixed(3));
     result[`${name}_auc`] = Number(mean(inOrder).toFixed(3));
   }

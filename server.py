@@ -127,8 +127,8 @@ def send_results(name):
 def refuse_strangers():
     """Refuse web pages that are not on the list, and whoever does not have the access key.
 
-    Docker and Linux workers are no web pages: they send no Origin. The results page needs no key, since it asks
-    its reader for one; nor does OPTIONS, by which browsers ask what a page may do.
+    Docker and Linux workers are no web pages: they send no Origin. The results page needs no key, as it asks
+    its reader for one, nor does OPTIONS, by which browsers ask what a page may do.
     """
     if 'Origin' in request.headers and request.headers['Origin'] not in browser_origins:
         abort(403, 'this web page may not use this server: see browser_origins in server.py')
