@@ -455,17 +455,6 @@ def test_wrong_options_end_in_one_line(project, wrong):
     assert job.status == 2 and job.errors[-1].startswith('python -m tests.mock_dcp: error: ')
 
 
-@pytest.mark.parametrize('version, status, line', [
-    ((3, 9, 18), 1, '^Python 3.9 is too old for DCP: use 3.10 to 3.14, .*-m venv'),
-    ((3, 15, 0), 0, '^Warning: Python 3.15 was not tried with DCP.*3.10 to 3.14, .*-m venv')])
-def test_other_python_is_said_first(project, version, status, line):
-    job = project.run('-c', 'import runpy, sys\n'
-                      f'sys.version_info, sys.argv = {version}, ["mock_dcp", "--help"]\n'
-                      'runpy.run_module("tests.mock_dcp", run_name="__main__")')
-    assert job.status == status and len(job.errors) == 1 and re.search(line, job.errors[0])
-    assert bool(job.lines) == (status == 0)
-
-
 # Jobs that take seconds
 
 PYTHON = '''

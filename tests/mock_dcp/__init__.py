@@ -10,9 +10,8 @@ import sys
 
 # Here, and in words that every Python reads, because this runs before anything else of the mocked DCP.
 _running = 'Python {}.{}'.format(*sys.version_info)
+_instead = 'use Python 3.10 to 3.14, in a venv of its own (python3.12 -m venv .venv).'
 if sys.version_info < (3, 10):
-    sys.exit(_running + ' is too old for DCP: use 3.10 to 3.14, with its own virtual environment'
-             ' (python3.12 -m venv .venv).')
+    sys.exit(_running + ' is too old for DCP: ' + _instead)
 if sys.version_info >= (3, 15):
-    sys.stderr.write('Warning: ' + _running + ' was not tried with DCP. If this fails, use 3.10 to 3.14, with its'
-                     ' own virtual environment (python3.12 -m venv .venv).\n')
+    sys.stderr.write('Warning: ' + _running + ' was not tried with DCP. If this fails, ' + _instead + '\n')

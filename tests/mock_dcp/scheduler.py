@@ -61,7 +61,7 @@ class Scheduler:
         try:
             if not method:
                 raise Refused(f'the mocked DCP has no operation {service}/{operation}')
-            if method != self.op_submit and name not in self.jobs:
+            if name and name not in self.jobs and method != self.op_submit:
                 raise Refused(f'the scheduler has no job {name}')
             return {'payload': method(self.jobs.get(name), data, **context)}
         except Refused as refused:
