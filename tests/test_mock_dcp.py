@@ -248,6 +248,20 @@ def test_job_cancels_itself(run):
     assert [request['reason'] for request in job.messages('script', 'cancelJob')] == ['enough']
 
 
+def test_log_holds_all_that_passes_through_the_scheduler(run):
+    work_function = "(x, y) => { progress(); console.log('my-log'); return 'my-result' }"
+    job = run(work_function, "['my-slice']", "['my-argument']", more="job.on('result', lambda _: None)")
+    def way(word):
+        return [(message['from'], message['to'], message.get('operation') or message.get('event'))
+                for message in job.log if word in json.dumps(message)]
+    task = ('scheduler', 'worker', 'requestTask')
+    assert way('my-argument') == [('script', 'scheduler', 'submit@5'), task]
+    assert way('my-slice') == [('script', 'scheduler', 'addSliceData'), task]
+    assert way('my-log')[2:] == [('worker', 'scheduler', 'workEmit'), ('scheduler', 'script', 'console')]
+    assert way('my-result')[2:] == [('worker', 'scheduler', 'result'), ('scheduler', 'script', 'result')]
+    assert way('my-log')[:2] == way('my-result')[:2] == way('my-argument')    # in the work function
+
+
 @pytest.mark.parametrize('operation', ['makeTea', 'result'])
 def test_unknown_operation_is_named(run, operation):
     connection = 'new dcp.protocol.Connection(dcpConfig.scheduler.services.jobSubmit)'
@@ -423,6 +437,8 @@ def test_nothing_is_left_running(start):
     while running and time.monotonic() < deadline:
         states = output('ps', '-o', 'stat=', '-p', ','.join(sandboxes))
         running = [state for state in states if not state.startswith('Z')]
+    if running:
+        output('kill', '-KILL', *sandboxes)
     assert sandboxes and not running
 
 
