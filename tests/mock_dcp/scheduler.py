@@ -32,7 +32,7 @@ class Scheduler:
     def __init__(self, glue, join_secrets, faults, run_workers, log_file):
         self.glue, self.join_secrets, self.faults = glue, join_secrets, faults
         self.run_workers, self.log_file = run_workers, log_file
-        self.jobs, self.tasks, self.unsaid = {}, set(), []
+        self.jobs, self.tasks = {}, set()
         self.reachable = asyncio.Event()    # clear while the scheduler is lost
         self.reachable.set()
 
@@ -152,13 +152,13 @@ class Scheduler:
         self.emit(job, 'result', sliceNumber=number, result={'request': 'complete', 'result': data['result']})
         total, computed = len(job.slices), len(job.results)
         self.emit(job, 'status', runStatus='running', total=total, distributed=total, computed=computed)
-        if computed == 1:
-            self.get_lost()
         if self.faults.happens('cancel', number):
             self.cancel(job, 'the mocked scheduler was told to cancel')
         elif computed == total:
             job.status = 'finished'
             job.over.set()
+        if computed == 1:
+            self.get_lost()
         return {'success': True}
 
     async def worker_status(self, job, data):
@@ -201,32 +201,20 @@ class Scheduler:
         self.emit(job, 'stop', runStatus='cancelled', sliceCount=slices, reason=reason, code='ECANCELLED')
 
     def get_lost(self):
-        """Be lost from now on, or for a while, if that was asked for."""
+        """Be lost from now on, or for a while, if that was asked for. What is said to it meanwhile waits."""
         if self.faults.happens('lost'):
             self.reachable.clear()
         elif self.faults.happens('away'):
             self.reachable.clear()
-            asyncio.get_running_loop().call_later(DELAY, self.come_back)
-
-    def come_back(self):
-        self.reachable.set()
-        self.say()
+            asyncio.get_running_loop().call_later(DELAY, self.reachable.set)
 
     def emit(self, job, event, **details):
         """Send dcp-client an event, if the job script listens to it."""
         if event in job.subscriptions:
             token, push = job.subscriptions[event]
             details.update(job=job.submitted['job'], eventName=event)
-            event = {'eventId': secrets.token_hex(11), 'data': details}
-            self.unsaid.append((push, {'token': token, 'event': event}))
-            self.say()
-
-    def say(self):
-        """Send the events that are still to be sent, if the scheduler is not lost."""
-        while self.unsaid and self.reachable.is_set():
-            push, message = self.unsaid.pop(0)
-            details = message['event']['data']
-            self.log('scheduler', 'script', event=details['eventName'], data=message)
+            message = {'token': token, 'event': {'eventId': secrets.token_hex(11), 'data': details}}
+            self.log('scheduler', 'script', event=event, data=message)
             push(json.dumps(message))
 
 
