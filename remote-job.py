@@ -33,7 +33,7 @@ random.seed(42)
 lengths = [random.randint(min_length, max_length) for _ in range(n_signatures)]
 slices = [[random.random() for _ in range(length)] for length in lengths]
 
-# WORK FUNCTION, in JavaScript: for each slice a worker calls work_function(slice, *arguments). There `data` is
+# WORK FUNCTION, JavaScript: for each slice a worker calls work_function(slice, *arguments). There `data` is
 # no URL, but the text of the file. Errors pass through DCP's scheduler: put no data in them.
 work_function = r'''(slice, data) => {
   const classes = ['Psoriasis', 'Psoriatic Arthritis'];    // the two phenotypes to tell apart
@@ -51,7 +51,7 @@ work_function = r'''(slice, data) => {
   const y = samples.map((sample) => classes.indexOf(sample[0]));
   const sizes = classes.map((_, label) => y.filter((other) => other === label).length);
   assert(x.flat().every(Number.isFinite), 'a sample has no number for a probeset of the signature');
-  assert(sizes.length === 2 && !y.includes(-1) && Math.min(...sizes) > 1, `needs samples of ${classes}, only`);
+  assert(sizes.length === 2 && !y.includes(-1) && Math.min(...sizes) > 1, `samples must be ${classes}`);
 
   // Classifiers: each tells how well a row of values fits among the rows of a class, as a log-likelihood.
   const sum = (values) => values.reduce((total, value) => total + value, 0);
