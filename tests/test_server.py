@@ -49,12 +49,14 @@ def test_printed_address_is_reached(one_server, monkeypatch):
 ], ids=['python server.py', 'flask run', 'another WSGI server'])
 def test_results_are_stored_however_the_server_is_started(project, command):
     """The tests that have no server running use yet another way: app.test_client()."""
-    project.start(*[str(project.port) if word == 'PORT' else word for word in command])
+    process = project.start(*[str(project.port) if word == 'PORT' else word for word in command])
     project.wait_until_reached()
     assert project.post(1, SCORES) == RECEIVED
     assert project.post(1, SCORES) == RECEIVED
     assert project.stored() == [1]
     assert len(project.rows()) == 1
+    process.stop()
+    assert not re.search('(GET|POST) /', process.output)    # a line per request would show the access key
 
 
 def test_server_runs_from_any_folder_and_makes_the_folder_of_results(project, tmp_path):

@@ -63,10 +63,10 @@ def test_workers_that_post_the_same_slices_at_the_same_time_store_them_once(one_
 # ---- crashes ----
 
 def test_restarted_server_knows_what_is_stored_and_goes_on_in_a_new_file(server):
-    server.post(1, SCORES), server.post(2, SCORES), server.post(1, 'other job', 'job2')
+    server.post(1, SCORES), server.post(2, SCORES), server.post(1, 'of another job', 'b1')
     before = {path: path.read_bytes() for path in server.results()}
     server.restart()
-    assert server.stored() == [1, 2]
+    assert (server.stored(), server.stored('b1')) == ([1, 2], [1])
     for number in (3, 2, 4):
         assert server.post(number, OTHER_SCORES) == RECEIVED
     assert server.stored() == [1, 2, 3, 4]
@@ -305,6 +305,37 @@ def test_results_that_share_a_failing_sync_are_all_refused(server, workers, fsyn
     assert len(server.results()) == 2
     server.restart()
     assert server.stored() == [*range(1, 10)]
+
+
+def test_sync_that_fails_late_does_no_harm_to_what_was_stored_before_and_since(server, workers, fsync):
+    server.post(1, SCORES), server.post(2, SCORES)
+    late_one_syncs, go_on = threading.Event(), threading.Event()
+    fsync(lambda _: late_one_syncs.set() or go_on.wait(PATIENCE) and fail())
+    late_one = workers.submit(server.post, 3, SCORES)
+    late_one_syncs.wait(PATIENCE)
+    fsync(fail)
+    assert server.post(4, SCORES) == FAILED
+    fsync(None)
+    assert server.post(5, SCORES) == RECEIVED
+    go_on.set()
+    assert late_one.result() == FAILED
+    assert server.post(6, SCORES) == RECEIVED
+    assert server.stored() == slices(server.rows()) == [1, 2, 5, 6]
+    assert len(server.results()) == 2
+
+
+def test_results_that_were_synced_in_another_order_stay_when_a_later_sync_fails(server, workers, fsync):
+    first_syncs, go_on = threading.Event(), threading.Event()
+    fsync(lambda _: first_syncs.set() or go_on.wait(PATIENCE))
+    first = workers.submit(server.post, 1, SCORES)
+    first_syncs.wait(PATIENCE)
+    fsync(None)
+    assert server.post(2, SCORES) == RECEIVED
+    go_on.set()
+    assert first.result() == RECEIVED
+    fsync(fail)
+    assert server.post(3, SCORES) == FAILED
+    assert slices(server.rows()) == [1, 2]
 
 
 def test_results_that_were_synced_before_another_sync_fails_stay(server, workers, fsync):
