@@ -167,7 +167,7 @@ def run_job(project, seed, slices=500, kills=20):
     script = project.start_job('--seed', seed, *MOCK_FAULTS)
     ticks = lambda: re.findall('✔ Slice ([0-9]+): Result received', script.output)
     answered = lambda: len(set(ticks()))
-    moments = range(1, slices * 9 // 10)    # after its last result the script asks the server once what is stored
+    moments = range(1, slices * 9 // 10)    # not later: the script asks the server in the end what is stored
     figures = kill_again_and_again(project, seed, moments, kills, answered, script.news, in_writes=False)
     script.wait(PATIENCE)
     assert (script.status, script.lines[-1]) == (0, 'Done.'), script.output[-2000:]
