@@ -137,7 +137,7 @@ def measure_serving(project):
 
 # TAKING RESULTS
 def post(port, body):
-    """Post a form over a connection of its own. Return whether the answer says that the result is received."""
+    """Post a form over a connection of its own. Return whether it is answered as received."""
     request = (b'POST /dcp-results HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n'
                b'Content-Type: application/x-www-form-urlencoded\r\n\r\n%s' % (len(body), body))
     with socket.create_connection(('127.0.0.1', port)) as connection:
