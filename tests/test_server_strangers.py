@@ -167,7 +167,7 @@ LARGE = b'element=2&job=job1&content=' + b'1' * 100_000
 
 @pytest.mark.parametrize('lines, body, status', [
     *[(f'GET {path} HTTP/1.1\r\n\r\n', b'', '404') for path in
-      ('/', '*', '/nothing', f'{DATA}/', '/../server.py', '/%2e%2e/server.py', '/input/GSE57383_ps_psa.txt',
+      ('*', '/nothing', f'{DATA}/', '/../server.py', '/%2e%2e/server.py', '/input/GSE57383_ps_psa.txt',
        '//evil.com/x', f'/x//{DATA}', '/dcp-results/a/b', '/%ff%00', '/\x1b[2J', '/x' * 20_000)],
     *[(f'{method} {DATA} HTTP/1.1\r\n\r\n', b'', '405') for method in ('DELETE', '\x1b[2J', 'X' * 60_000)],
     ('GET http://[ HTTP/1.1\r\n\r\n', b'', '400'),
@@ -250,7 +250,7 @@ def test_health_needs_no_key_and_does_not_tell_it(locked):
 def test_files_in_a_folder_named_static_are_not_served(locked):
     (locked.folder / 'static').mkdir()
     (locked.folder / 'static' / 'notes.txt').write_text('private')
-    assert locked.request('/static/notes.txt')[0] == 404
+    assert locked.request(f'/static/notes.txt?key={QUOTED_KEY}')[0] == 404
 
 
 @pytest.mark.parametrize('request_line', [
@@ -380,6 +380,6 @@ def test_fuzz_of_hostile_requests_changes_nothing(untouched):
             status = re.match(rb'HTTP/1.1 (\d+) ', answer)
             numbers_of.setdefault(int(status[1]) if status else answer[:40], []).append(number)
     print(f'{count} requests:', {status: len(numbers) for status, numbers in numbers_of.items()})
-    for status, numbers in numbers_of.items():    # 505: not a version of HTTP
-        assert isinstance(status, bytes) or 400 <= status < 500 or status == 505, (status, numbers[:10])
+    for status, numbers in numbers_of.items():    # 308: two slashes for one; 505: not a version of HTTP
+        assert isinstance(status, bytes) or 400 <= status < 500 or status in (308, 505), (status, numbers[:10])
     assert untouched.post(1, SCORES) == RECEIVED
