@@ -236,10 +236,12 @@ def stored_slices(job):
     slices = set()
     line = re.compile(rb'^%s\t([1-9][0-9]{0,15})\t[^\0\n]*\n' % job.encode(), re.MULTILINE)
     for path in results_folder.glob('*.txt'):
-        with open(path, 'r+b') as file:
-            slices.update(int(number) for number in line.findall(file.read()))
-            os.fsync(file.fileno())    # the server may have been killed before it did that
-    return slices if job else set()
+        numbers = line.findall(path.read_bytes())
+        if job and numbers:
+            with open(path, 'r+b') as file:
+                os.fsync(file.fileno())    # the server may have been killed before it did that
+            slices.update(map(int, numbers))
+    return slices
 
 
 def new_file():
