@@ -268,6 +268,27 @@ def test_report_tells_what_is_stored_what_failed_and_what_was_seen(server):
                       'failed': {'3': 'work function failed: no such gene'}}
 
 
+def test_results_files_are_listed_the_newest_first(server):
+    server.post(1, SCORES), server.post(1, SCORES, 'job2'), server.post(7, {**ERROR, 'message': 'no'}, 'job2')
+    (server.folder / 'results' / 'notes.txt').write_text('of a user', encoding='utf-16')
+    for age, path in enumerate(server.results()):    # job1, job2, notes
+        os.utime(path, (age, age))
+    listed = json.loads(server.request('/results')[1])
+    assert [(file['name'], file['job'], file['size']) for file in listed['files']] == [
+        (path.name, job, path.stat().st_size) for path, job in zip(server.results()[1::-1], ('job2', 'job1'))]
+    assert listed['failed']['job2'] == {'7': 'work function failed: no'}
+
+
+def test_new_part_of_a_results_file_can_be_asked_for(server):
+    server.post(1, SCORES)
+    (path,) = server.results()
+    seen = path.read_text()
+    server.post(2, SCORES)
+    status, text, headers = server.request(f'/results/{path.name}', headers={'Range': f'bytes={len(seen)}-'})
+    assert (status, seen + text) == (206, path.read_text())
+    assert headers['Content-Type'] == 'text/plain; charset=utf-8'
+
+
 def test_log_has_one_line_per_result_and_per_refused_request(served):
     served.post(7, SCORES)
     served.request(DATA)

@@ -1,6 +1,7 @@
 """What is answered is on the disk, whole and once: crashes, edited files, failing disks, many at once."""
 import errno
 import os
+import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -170,6 +171,19 @@ def test_folder_of_results_that_was_moved_away_is_made_anew(server):
     assert server.rows() == [row(2)]
 
 
+def test_write_protected_file_of_another_job_stops_nobody(server, monkeypatch):
+    server.post(1, SCORES, 'old')
+    (protected,) = server.results()
+
+    def open_unless_protected(path, mode='r', **options):
+        if path == protected and mode not in ('r', 'rb'):
+            raise PermissionError(errno.EACCES, 'Permission denied')
+        return open(path, mode, **options)
+
+    monkeypatch.setattr(server.module, 'open', open_unless_protected, raising=False)    # root may
+    assert server.post(1, SCORES) == RECEIVED
+
+
 # ---- two servers ----
 
 def test_two_servers_with_one_folder_lose_nothing_and_do_not_mix(server, tmp_path, workers):
@@ -208,16 +222,18 @@ def test_jobs_that_post_at_once_do_not_mix(server, workers):
         assert len({line.split('\t')[0] for line in path.read_text().splitlines()[1:]}) == 1
 
 
-def test_nobody_is_answered_before_the_sync_a_repeat_neither(server, workers, fsync):
-    syncing, disk = threading.Semaphore(0), threading.Event()
-    fsync(lambda _: syncing.release() or disk.wait(PATIENCE))
-    posts = [workers.submit(server.post, 1, SCORES) for _ in range(2)]
-    assert syncing.acquire(timeout=PATIENCE)
-    assert server.stored() == []
-    assert not any(post.done() for post in posts)
-    disk.set()
-    assert [post.result() for post in posts] == [RECEIVED] * 2
-    assert server.rows() == [row(1)]
+def test_result_that_waits_for_a_slow_disk_keeps_no_other_job_waiting(server, workers, fsync):
+    server.post(1, SCORES), server.post(1, SCORES, 'job2')
+    syncing, go_on = threading.Event(), threading.Event()
+    fsync(lambda _: syncing.set() or go_on.wait(PATIENCE))
+    slow = workers.submit(server.post, 2, SCORES)
+    assert syncing.wait(PATIENCE)
+    fsync(None)
+    assert server.post(2, SCORES, 'job2') == RECEIVED
+    assert server.stored() == [1]
+    assert not slow.done()
+    go_on.set()
+    assert slow.result() == RECEIVED
 
 
 # ---- failing disks ----
@@ -269,3 +285,37 @@ def test_result_that_was_not_synced_does_not_count_until_it_is(server, fsync, be
     fsync(None)
     assert server.post(2, SCORES) == RECEIVED
     assert server.stored() == slices(server.rows()) == [*before, 2]
+
+
+def test_repeat_that_arrives_while_the_first_is_synced_is_stored_if_that_fails(server, workers, fsync):
+    syncing, disk_fails = threading.Event(), threading.Event()
+
+    def sync(_):
+        if not syncing.is_set():
+            syncing.set()
+            disk_fails.wait(PATIENCE)
+            fail()
+
+    fsync(sync)
+    first = workers.submit(server.post, 1, SCORES)
+    assert syncing.wait(PATIENCE)
+    repeat = workers.submit(server.post, 1, SCORES)
+    assert server.stored() == []
+    assert not first.done() and not repeat.done()
+    disk_fails.set()
+    assert (first.result(), repeat.result()) == (FAILED, RECEIVED)
+    assert server.rows() == [row(1)]
+
+
+def test_exactly_what_is_answered_is_stored_on_a_disk_that_fails_now_and_then(server, workers, fsync):
+    chance = random.Random(1)
+    fsync(lambda _: chance.random() < 0.5 and fail())
+    numbers = range(1, 65)
+    answers = dict(zip(numbers, workers.map(lambda number: server.post(number, SCORES), numbers)))
+    assert set(answers.values()) == {RECEIVED, FAILED}
+    received = [number for number in numbers if answers[number] == RECEIVED]
+    assert server.stored() == slices(server.rows()) == received
+    fsync(None)
+    assert {server.post(number, SCORES) for number in numbers} == {RECEIVED}
+    server.restart()
+    assert server.stored() == slices(server.rows()) == [*numbers]
