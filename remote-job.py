@@ -107,7 +107,6 @@ job.public.link = 'https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE57383'
 
 # EVENTS
 state = 'new'
-cancelled = None
 
 
 @job.on('readystatechange')
@@ -115,12 +114,6 @@ def on_state(new_state):
     global state
     state = new_state
     print('State:', state)
-
-
-@job.on('accepted')
-def on_accepted(_):
-    print(f'  Job ID: {job.id}')
-    print('  Job accepted, awaiting results...')
 
 
 @job.on('result')
@@ -145,12 +138,15 @@ def on_no_funds(event):
 
 @job.on('cancel')
 def on_cancel(event):
-    global cancelled
-    cancelled = event.reason
+    global state
+    state = 'cancelled'
+    end(event.reason)
 
 
 # GUARDS: whatever goes wrong ends in one line that says what to do. On a first reading, skip to RUN.
 import asyncio
+import contextlib
+import functools
 import json
 import os
 import threading
@@ -159,15 +155,11 @@ import urllib.request
 
 patience = 30    # seconds without news from DCP until this script asks why
 news = threading.Event()
+ending = threading.Event()
 loop = asyncio.get_event_loop()
-job_id, join_key = job.id, job.computeGroups[0]['joinKey']
-printed = set()
-
-
-def print_once(line):
-    if line not in printed:
-        printed.add(line)
-        print(line)
+job_id, join_key = job.id, job.computeGroups[0]['joinKey']    # only the main thread may ask the job
+print_once = functools.cache(print)
+not_deployed = ('new', 'exec', 'init', 'preauth', 'refused')    # DCP can't have the job in these states
 
 
 def ask_server():
@@ -176,11 +168,11 @@ def ask_server():
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))    # no proxy behind your firewall
     try:
         return json.load(direct.open(address, timeout=10))
-    except urllib.error.HTTPError as error:
-        sys.exit(f'server.py refuses this script ({error}): see its log, and access_key in both scripts.')
     except Exception as error:
         if 'CERTIFICATE_VERIFY_FAILED' in str(error):
             sys.exit(f'The certificate of {server_url} is not trusted: set SSL_CERT_FILE to its file.')
+        if 'Error 403' in str(error):
+            sys.exit('server.py refuses this script: set access_key to the same in both scripts.')
         sys.exit(f'server.py does not answer at {server_url} ({error}): start it, or correct line 26.')
 
 
@@ -189,12 +181,12 @@ def watch():
     while True:
         if news.wait(patience):
             news.clear()
-        elif state == 'deployed':
+        elif state == 'running':
             print_once(f'  No news for {patience} s: {likely_cause()} Still waiting...')
         elif state == 'uploading':
             print_once('  Still uploading the input set...')
         else:
-            give_up(f'No news from DCP for {patience} s: check your network, and install requirements.txt again.')
+            end(f'No news from DCP for {patience} s: check your network, and install requirements.txt again.')
 
 
 def likely_cause():
@@ -211,59 +203,64 @@ def likely_cause():
     return 'workers have fetched the data, but posted no result. Does a slice take that long?'
 
 
-def may_have_the_job():
-    """Tell whether DCP may have the job, which costs money then even if nobody waits for it."""
-    return state not in ('new', 'exec', 'init', 'preauth')
-
-
-def give_up(problem):
-    """End this script, even if DCP's event loop is stuck."""
-    if may_have_the_job():
-        problem += f' Job {job_id} may still run.'
-    loop.call_soon_threadsafe(sys.exit, problem)
-    time.sleep(3)
-    print(problem, file=sys.stderr, flush=True)
-    os._exit(1)
-
-
 def on_failure(_, context):
     """Hear what DCP fails at. Otherwise job.exec() would wait for ever for a job that DCP refuses."""
+    global state
+    if not isinstance(context.get('exception'), pm.SpiderMonkeyError):
+        return
     error = context['exception'].jsError
     problem = error['message'].splitlines()[0]
     if error['code'] == 'DCPL-1100':
         problem = 'DCP does not know this joinKey and joinSecret: check line 99.'
-    if state != 'deployed':
-        loop.call_soon(sys.exit, f'Job not deployed: {problem}')
-    elif not cancelled:
+    if state == 'deploying' or error['code'] == 'DCPL-1100':
+        state = 'refused'
+    if state == 'running':
         print_once(f'  Problem: {problem}')
+    else:
+        end(problem)
 
 
-def on_signal(*_):
-    """Cancel the job, and let nothing interrupt that, such as a second Ctrl-C."""
-    for number in stop_signals:
-        signal.signal(number, signal.SIG_IGN)
-    loop.call_soon_threadsafe(cancel)
+def end(problem):
+    """Make job.exec() or job.wait() raise SystemExit, for RUN to cancel the job. Threads may call this."""
+    if not ending.is_set():
+        ending.set()
+        loop.call_soon_threadsafe(sys.exit, problem)
+        threading.Thread(target=give_up, args=[problem], daemon=True).start()
+
+
+def give_up(problem):
+    """End after 10 s, even if DCP does not answer or its event loop is stuck."""
+    time.sleep(10)
+    try:
+        print(f'{fate()}: {problem}', file=sys.stderr, flush=True)
+    finally:
+        os._exit(1)
 
 
 def cancel():
-    if not may_have_the_job():
-        sys.exit('Stopped: the job is not deployed.')
-    limit = threading.Timer(10, give_up, ['Stopped, but DCP does not answer.'])
-    limit.daemon = True
-    limit.start()
+    """Cancel the job if DCP may have it. It costs money even if nobody waits for it."""
+    global state
     while state == 'deploying':    # DCP can't cancel a job before it has it
         loop.run_until_complete(asyncio.sleep(0.1))
-    job.cancel('stopped by its owner')
-    sys.exit('Stopped: the job is cancelled and costs nothing more.')
+    if state not in not_deployed and state != 'cancelled':
+        with contextlib.suppress(pm.SpiderMonkeyError):
+            job.cancel('stopped by its owner')
+            state = 'cancelled'
 
 
-stop_signals = [getattr(signal, name) for name in ('SIGINT', 'SIGTERM', 'SIGHUP') if hasattr(signal, name)]
-for number in stop_signals:
-    if signal.getsignal(number) != signal.SIG_IGN:    # as nohup has told the system
-        signal.signal(number, on_signal)
-loop.set_exception_handler(on_failure)
+def fate():
+    if state in not_deployed:
+        return 'Job not deployed'
+    return 'Job cancelled' if state == 'cancelled' else f'Job {job_id} may still run'
+
+
+for name in ('SIGINT', 'SIGTERM', 'SIGHUP'):
+    number = getattr(signal, name, None)    # Windows has no SIGHUP
+    if number and signal.getsignal(number) != signal.SIG_IGN:    # nohup lets SIGHUP be ignored
+        signal.signal(number, lambda *_: end('stopped by its owner.'))
 for event in ('readystatechange', 'result'):
     job.on(event, lambda _: news.set())
+loop.set_exception_handler(on_failure)
 threading.Thread(target=watch, daemon=True).start()
 
 # PythonMonkey 1.4.1 may freeze while dcp compiles WebAssembly in the background, to sign: compile it at once.
@@ -280,10 +277,15 @@ except pm.SpiderMonkeyError as error:
 
 # RUN
 first_report = ask_server()
-job.exec()
-job.wait()
-if cancelled:
-    sys.exit(f'Job cancelled: {cancelled}')
+try:
+    job.exec()
+    state = 'running'
+    print(f'  Job ID: {job.id}')
+    print('  Job accepted, awaiting results...')
+    job.wait()
+except SystemExit as problem:    # from end()
+    cancel()
+    sys.exit(f'{fate()}: {problem}')
 missing = sorted(set(range(1, n_signatures + 1)) - set(ask_server()['slices']))
 if missing:
     sys.exit(f'{len(missing)} of {n_signatures} slices have no result: {missing}')
