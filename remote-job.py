@@ -185,7 +185,7 @@ def watch():
             print_once(f'  No news for {patience} s: {likely_cause()} Still waiting...')
         elif state == 'uploading':
             print_once('  Still uploading the input set...')
-        else:
+        elif state not in ('new', 'exec'):    # in these it may wait for a passphrase
             end(f'No news from DCP for {patience} s: check your network, and install requirements.txt again.')
 
 
