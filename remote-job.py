@@ -116,6 +116,12 @@ def on_state(new_state):
     print('State:', state)
 
 
+@job.on('accepted')
+def on_accepted(_):
+    print(f'  Job ID: {job.id}')
+    print('  Job accepted, awaiting results...')
+
+
 @job.on('result')
 def on_result(event):
     """Print your server's answer to the worker that posted the result: no more of it passes through DCP."""
@@ -214,14 +220,14 @@ def on_failure(_, context):
         problem = 'DCP does not know this joinKey and joinSecret: check line 99.'
     if state == 'deploying' or error['code'] == 'DCPL-1100':
         state = 'refused'
-    if state == 'running':
+    if state == 'running' and 'BrokenPipeError' not in problem:    # that is `| head`: nobody listens any more
         print_once(f'  Problem: {problem}')
     else:
         end(problem)
 
 
 def end(problem):
-    """Make job.exec() or job.wait() raise SystemExit, for RUN to cancel the job. Threads may call this."""
+    """Make job.exec() or job.wait() raise SystemExit, for RUN to cancel the job. Any thread may call this."""
     if not ending.is_set():
         ending.set()
         loop.call_soon_threadsafe(sys.exit, problem)
@@ -280,8 +286,6 @@ first_report = ask_server()
 try:
     job.exec()
     state = 'running'
-    print(f'  Job ID: {job.id}')
-    print('  Job accepted, awaiting results...')
     job.wait()
 except SystemExit as problem:    # from end()
     cancel()
