@@ -1,0 +1,229 @@
+"""However a job ends, one plain line tells why, and nothing goes on that costs money: no hang, no traceback."""
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+IMPATIENT = ('patience = 30', 'patience = 1')
+NO_GRACE = ('time.sleep(10)', 'time.sleep(1)')    # for DCP to answer to a cancellation
+ON_STATE = "    print('State:', state)\n"
+
+
+def assert_ends_with(job, line):
+    """Check that the job has ended with status 1 and one plain line, which matches a regular expression."""
+    assert job.status == 1, job.output
+    assert len(job.errors) == 1 and re.search(line, job.errors[0]), job.output
+    assert 'Done.' not in job.lines
+
+
+@pytest.fixture
+def told(served):
+    """Return a function that lists what the job script has asked of the scheduler, in a job with `log`."""
+    def told():
+        messages = map(json.loads, served.log.read_text().splitlines())
+        return [message['operation'] for message in messages if message['from'] == 'script']
+    served.log = served.folder / 'messages'
+    return told
+
+
+# Before there is a job
+
+def test_no_keystore(served, tmp_path):
+    job = served.run_job(DCP_RESOURCE_DIR=str(tmp_path))
+    assert_ends_with(job, r"^DCP: .* keystore named 'id' .*\(ask dan@dcp.dev")
+
+
+def test_no_network(served):
+    job = served.run('remote-job.py', DCP_SCHEDULER_LOCATION='http://127.0.0.1:1')
+    assert_ends_with(job, '^DCP: .*Connection refused.* Check your network')
+
+
+def test_ctrl_c_while_dcp_loads(project):
+    with socket.create_server(('127.0.0.1', 0)) as silent_scheduler:
+        job = project.start('remote-job.py',
+                            DCP_SCHEDULER_LOCATION=f'http://127.0.0.1:{silent_scheduler.getsockname()[1]}')
+        connection, _ = silent_scheduler.accept()
+        job.stop(signal.SIGINT)
+        connection.close()
+    assert job.status == -signal.SIGINT and job.output == ''
+
+
+def test_server_does_not_run(project):
+    job = project.run_job()
+    assert_ends_with(job, f'^server.py does not answer at {project.url} .*: start it, or correct line 26')
+
+
+def test_another_server_answers(project):
+    project.start('-m', 'http.server', project.port).wait_for('Serving HTTP')
+    assert_ends_with(project.run_job(), f'^server.py does not answer at {project.url} .*404')
+
+
+def test_wrong_access_key(project):
+    project.edit('server.py', "access_key = ''", "access_key = 'right'")
+    project.serve()
+    assert_ends_with(project.run_job(), '^server.py refuses this script: set access_key to the same in both')
+
+
+@pytest.mark.parametrize('slip, wrong, line', [
+    ("r'''(slice, data) => {", "r'''(slice; data) => {", "work_function = r'''(slice; data)"),
+    ('progress((f + 1) / folds);', 'progress(;', 'progress(;'),
+    ('progress((f + 1) / folds);\n  }', 'progress((f + 1) / folds);', "}'''"),    # seen at the end only
+])
+def test_work_function_does_not_compile(served, slip, wrong, line):
+    served.edit('remote-job.py', slip, wrong)
+    lines = (served.folder / 'remote-job.py').read_text().splitlines()
+    number = 1 + next(i for i, text in enumerate(lines) if line in text)
+    job = served.run_job()
+    assert_ends_with(job, f'^The work function does not compile, see line {number}: ')
+    assert not job.lines
+
+
+# While DCP takes the job
+
+@pytest.mark.parametrize('group', ['demo,other', 'other,dcp'])
+def test_wrong_join_key_or_secret(served, group):
+    job = served.run_job('--join', group)
+    assert_ends_with(job, '^Job not deployed: DCP does not know this joinKey and joinSecret: check line 99')
+
+
+def test_dcp_refuses_the_job_for_another_reason(served):
+    served.edit('remote-job.py', "'map-basic'", "'map-advanced'")
+    assert_ends_with(served.run_job(), '^Job not deployed: Invalid Worktime map-advanced')
+
+
+def test_dcp_does_not_answer(served):
+    served.edit('remote-job.py', *IMPATIENT)
+    served.edit('remote-job.py', *NO_GRACE)
+    job = served.run_job('--fault', 'no-answer')
+    assert_ends_with(job, r'^Job \w{22} may still run: No news from DCP for 1 s')
+
+
+def test_event_loop_is_stuck(served):
+    served.edit('remote-job.py', *IMPATIENT)
+    served.edit('remote-job.py', *NO_GRACE)
+    served.edit('remote-job.py', ON_STATE, ON_STATE + "    if state == 'preauth': time.sleep(99)\n")
+    assert_ends_with(served.run_job(), '^Job not deployed: No news from DCP for 1 s')
+
+
+def test_ctrl_c_before_the_job_is_deployed(served, told):
+    served.edit('remote-job.py', ON_STATE, ON_STATE + "    signal.raise_signal(signal.SIGINT)\n")
+    assert_ends_with(served.run_job('--log', served.log), '^Job not deployed: stopped by its owner')
+    assert told() == []
+
+
+def test_slip_while_the_job_is_deployed_cancels_it(served, told):
+    served.edit('remote-job.py', ON_STATE, ON_STATE + "    if state == 'deployed': slip\n")
+    job = served.run_job('--log', served.log)
+    assert_ends_with(job, "^Job cancelled: Python NameError: name 'slip' is not defined")
+    assert 'cancelJob' in told()
+
+
+def test_terminal_is_closed_while_dcp_takes_the_job(served, told):
+    command = [sys.executable, *served.job_command('--log', served.log, '--fault', 'late-answer')]
+    ours, terminal = pty.openpty()
+    job = subprocess.Popen(['setsid', '--ctty', *map(str, command)], cwd=served.folder, stdin=terminal,
+                           stdout=terminal, stderr=terminal)
+    os.close(terminal)
+    with open(ours, 'rb', buffering=0) as screen:
+        while b'deploying' not in screen.read(1000):
+            pass
+    assert job.wait(20) == 1
+    assert 'cancelJob' in told()
+
+
+# While the job runs
+
+def test_worker_refuses_the_origin(served, told):
+    job = served.start_job('--allow-origin', 'http://other.example', '--workers', '8', '--log', served.log)
+    job.wait_for(f'start it with --allow-origin {served.url}$')
+    job.process.send_signal(signal.SIGINT)
+    job.stop(signal.SIGINT)    # who presses Ctrl-C, presses it twice
+    assert_ends_with(job, '^Job cancelled: stopped by its owner')
+    assert sum('--allow-origin' in line for line in job.lines) == 1
+    assert 'cancelJob' in told()
+
+
+def test_silence_has_a_cause(served, told):
+    served.edit('remote-job.py', *IMPATIENT)
+    job = served.start_job('--workers', '0', '--log', served.log)
+    job.wait_for("No news for 1 s: no worker has fetched the data. Is one in compute group 'demo'")
+    served.request('/GSE57383_ps_psa')
+    job.wait_for('No news for 1 s: workers have fetched the data, but posted no result')
+    served.request('/other')
+    job.wait_for('No news for 1 s: server.py refused a request at .* 404')
+    served.server.stop()
+    job.wait_for(f'No news for 1 s: server.py does not answer at {served.url}')
+    job.stop(signal.SIGTERM)
+    assert_ends_with(job, '^Job cancelled: stopped by its owner')
+    assert 'cancelJob' in told()
+
+
+def test_scheduler_is_lost(served):
+    served.edit('remote-job.py', *NO_GRACE)
+    job = served.start_job('--fault', 'lost')
+    job.wait_for('Slice')
+    job.stop(signal.SIGHUP)
+    assert_ends_with(job, r'^Job \w{22} may still run: stopped by its owner')
+
+
+def test_scheduler_cancels_the_job(served):
+    assert_ends_with(served.run_job('--fault', 'cancel'), '^Job cancelled: the mocked scheduler was told to')
+
+
+def test_nohup_lets_the_job_live(served):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)    # which the job inherits, as from nohup
+    try:
+        job = served.start_job()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    job.wait_for('awaiting results')
+    job.stop(signal.SIGHUP)
+    assert job.status == 0 and job.lines[-1] == 'Done.', job.output
+
+
+def test_no_funds_and_a_slip_are_told(served):
+    served.edit('remote-job.py', 'int(event.sliceNumber)', 'int(event.slyceNumber)')
+    job = served.run_job('--fault', 'no-funds')
+    assert job.status == 0 and job.lines[-1] == 'Done.' and not job.errors, job.output
+    assert '  No funds: the job waits until the account has 12.5 more compute credits.' in job.lines
+    assert sum('Problem: Python ' in line for line in job.lines) == 1
+
+
+# After the job
+
+def test_slices_without_a_result(project):
+    project.edit('remote-job.py', '  // The signature,',
+                 "  if (slice[0] === 0.42) throw Error('no such gene');\n  // The signature,")
+    project.edit('remote-job.py', '# WORK FUNCTION', 'slices[2] = [0.42] * 5\n\n# WORK FUNCTION')
+    project.edit('server.py', '        results.store(slice_number, result)\n',
+                 '        if slice_number != 7: results.store(slice_number, result)\n')
+    project.serve()
+    job = project.run_job()
+    assert_ends_with(job, r'^2 of 10 slices have no result: \[3, 7\]')
+    assert [line for line in job.lines if '✘' in line] == ['    ✘ Slice 3: work function failed: no such gene']
+    assert sum('✔' in line for line in job.lines) == 9
+
+
+def test_whole_job_over_https_with_an_access_key(project):
+    subprocess.run(['openssl', 'req', '-x509', '-newkey', 'rsa:2048', '-nodes', '-days', '1', '-subj', '/CN=test',
+                    '-addext', 'subjectAltName=IP:127.0.0.1', '-keyout', 'private_key.pem',
+                    '-out', 'certificate.pem'], cwd=project.folder, check=True, capture_output=True)
+    project.url = project.url.replace('http:', 'https:')
+    project.edit('server.py', 'certificate = None ',
+                 "certificate = (here / 'certificate.pem', here / 'private_key.pem')")
+    project.edit('remote-job.py', "server_url = 'http:", "server_url = 'https:")
+    for script in ('server.py', 'remote-job.py'):
+        project.edit(script, "access_key = ''", "access_key = 'secret1'")
+    server = project.serve()
+    assert_ends_with(project.run_job(), f'^The certificate of {project.url} is not trusted: set SSL_CERT_FILE')
+    trust = str(project.folder / 'certificate.pem')
+    job = project.run_job(SSL_CERT_FILE=trust, NODE_EXTRA_CA_CERTS=trust)
+    assert job.status == 0 and job.lines[-1] == 'Done.', job.output
+    assert 'secret1' not in server.output + job.output
