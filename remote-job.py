@@ -1,8 +1,7 @@
 """Search random gene signatures that tell psoriatic arthritis from psoriasis: on DCP, with remote data."""
-import random
-import signal
-import sys
-# So that it starts on every machine (a first reader may skip to KEYS):
+import asyncio, random, signal, sys
+
+# To start on any machine (on a first reading, skip to KEYS)
 if not (3, 10) <= sys.version_info < (3, 15):
     print('Tried on Python 3.10 to 3.14 only: README.md shows how to make a venv with one.', file=sys.stderr)
     if sys.version_info < (3, 10):
@@ -12,6 +11,7 @@ import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp 3.4.3 imports nest_asyncio, which fails on Python 3.14
 import dcp
 import pythonmonkey as pm
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # no JavaScript stacks: errors are raised
 
 # KEYS
 try:
@@ -19,7 +19,7 @@ try:
     dcp.identity.set(dcp.wallet.get('id'))       # owns the job: ~/.dcp/id.keystore
     dcp.wallet.add(dcp.wallet.get('default'))    # pays for it: ~/.dcp/default.keystore
 except pm.SpiderMonkeyError as error:
-    sys.exit(f'DCP: {error.jsError["message"]} Check your network and keystores (ask dan@dcp.dev for these).')
+    sys.exit(f'DCP: {error.jsError["message"].splitlines()[0]} Check network and keystores (ask dan@dcp.dev).')
 
 # DATA
 access_key = ''    # the one of server.py, in letters and digits
@@ -149,8 +149,22 @@ def on_cancel(event):
     end(event.reason)
 
 
-# GUARDS: whatever goes wrong ends in one line that says what to do. On a first reading, skip to RUN.
-import asyncio
+# RUN, which the last lines of this script call
+def run():
+    global state
+    job.exec()    # returns when DCP has accepted the job; exec(0.1) would offer 0.1 compute credits per slice
+    state = 'running'
+    job.wait()    # returns when every slice is done
+
+
+def check_results():
+    missing = sorted(set(range(1, len(slices) + 1)) - set(ask_server()['slices']))
+    if missing:
+        sys.exit(f'{len(missing)} of {len(slices)} slices have no result: {missing}')
+    print('Done.')
+
+
+# GUARDS: whatever goes wrong ends in one line that says what to do. A first reader may stop here.
 import contextlib
 import functools
 import json
@@ -164,7 +178,7 @@ news = threading.Event()
 ending = threading.Event()
 loop = asyncio.get_event_loop()
 job_id, join_key = job.id, job.computeGroups[0]['joinKey']    # only the main thread may ask the job
-print_once = functools.cache(print)
+print_once = functools.cache(print)    # prints no line twice: each worker repeats its complaint
 not_deployed = ('new', 'exec', 'init', 'preauth', 'refused')    # DCP can't have the job in these states
 
 
@@ -215,7 +229,7 @@ def on_failure(_, context):
     if not isinstance(context.get('exception'), pm.SpiderMonkeyError):
         return
     error = context['exception'].jsError
-    problem = error['message'].splitlines()[0]
+    problem = ' '.join(error['message'].split())    # in one line, with its place if it is a slip above
     if error['code'] == 'DCPL-1100':
         problem = 'DCP does not know this joinKey and joinSecret: check line 99.'
     if state == 'deploying' or error['code'] == 'DCPL-1100':
@@ -281,16 +295,10 @@ except pm.SpiderMonkeyError as error:
     line = lines_above + int(error.jsError['lineNumber'])
     sys.exit(f'The work function does not compile, see line {line}: {error.jsError["message"]}')
 
-# RUN
 first_report = ask_server()
 try:
-    job.exec()
-    state = 'running'
-    job.wait()
+    run()
 except SystemExit as problem:    # from end()
     cancel()
     sys.exit(f'{fate()}: {problem}')
-missing = sorted(set(range(1, n_signatures + 1)) - set(ask_server()['slices']))
-if missing:
-    sys.exit(f'{len(missing)} of {n_signatures} slices have no result: {missing}')
-print('Done.')
+check_results()
