@@ -19,7 +19,7 @@ try:
     dcp.identity.set(dcp.wallet.get('id'))       # owns the job: ~/.dcp/id.keystore
     dcp.wallet.add(dcp.wallet.get('default'))    # pays for it: ~/.dcp/default.keystore
 except pm.SpiderMonkeyError as error:
-    sys.exit(f'DCP: {error.jsError["message"].splitlines()[0]} Check network and keystores (ask dan@dcp.dev).')
+    sys.exit(f'DCP: {error.jsError["message"].splitlines()[0]} Check network, keystores (ask dan@dcp.dev).')
 
 # DATA
 access_key = ''    # the one of server.py, in letters and digits
