@@ -3,6 +3,7 @@
 Neither passes through DCP's scheduler: the workers that compute the job fetch from here, and post to here.
 """
 import csv
+import hashlib
 import hmac
 import io
 import json
@@ -13,6 +14,7 @@ import socket
 import sys
 import tempfile
 import threading
+from base64 import b64encode
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -32,6 +34,7 @@ certificate = None                        # for https: (here / 'certificate.pem'
 max_result_size = 10_000_000              # bytes of the form that is posted; a larger one is refused
 
 app = Flask('server', static_folder=None)
+app.json.sort_keys = False    # the results page takes the last job that was heard of for the newest
 app.config['MAX_CONTENT_LENGTH'] = app.config['MAX_FORM_MEMORY_SIZE'] = max_result_size
 logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
 logging.getLogger('werkzeug').setLevel(logging.ERROR)    # its line per request would show the access key
@@ -98,8 +101,16 @@ def report(job):
 
 @app.get('/')
 def send_page():
-    """Send a web page that shows the results as they arrive. It has to ask for the access key itself."""
-    return send_file(here / 'results' / 'page.html')
+    """Send a web page that shows the results as they arrive. It has to ask for the access key itself.
+
+    Browsers let it run the script and the style that have these hashes, ask this server, and nothing else.
+    """
+    page = (here / 'results' / 'page.html').read_text('utf-8')
+    parts = re.findall('<(?:style|script)>(.*?)</(?:style|script)>', page, re.DOTALL)
+    hashes = [b64encode(hashlib.sha256(part.encode()).digest()).decode() for part in parts]
+    own = ' '.join(f"'sha256-{digest}'" for digest in hashes)
+    return page, {'Content-Security-Policy': f"default-src {own}; connect-src 'self'; base-uri 'none'; "
+                                             "form-action 'none'; frame-ancestors 'none'"}
 
 
 @app.get('/results')
@@ -109,7 +120,7 @@ def list_results():
     for path in sorted(results_folder.glob('*.txt'), key=os.path.getmtime, reverse=True):
         with open(path, 'rb') as file:
             header, first_line = file.readline(), file.readline()
-        if first_line:
+        if first_line and header.startswith(b'job\tslice\t'):
             job = first_line.partition(b'\t')[0].decode(errors='replace')
             files.append({'name': path.name, 'job': job, 'size': path.stat().st_size})
     failed = {job: results.failed.copy() for job, results in jobs.copy().items()}
@@ -134,6 +145,8 @@ def refuse_strangers():
         abort(403, 'this web page may not use this server: see browser_origins in server.py')
     bearer = request.headers.get('Authorization', '').removeprefix('Bearer ')
     key = request.values.get('key', bearer)
+    if request.path == '/results' and access_key and not key:
+        return 'the access key, please\n', 401    # the page asks its reader for it now: nothing to log
     is_public = request.path in ('/', '/health') or request.method == 'OPTIONS'
     if not is_public and not hmac.compare_digest(key.encode(), access_key.encode()):
         abort(403, 'wrong or missing access key: see access_key in server.py')
