@@ -93,7 +93,7 @@ WORK_FUNCTION = re.search("^work_function = r\'\'\'(.*?^})\'\'\'", SCRIPT, re.MU
 CODE_LINES = [line.strip() for line in WORK_FUNCTION.splitlines() if len(line.strip()) > 25]
 SCORES = ['centroid_auc', 'bayes_accuracy', 'ensemble_auc']
 (ROUTE, CODE_DIFF), (LIST_DIFF, PATTERN_DIFF) = blocks(CODE, 'diff'), blocks(INPUT, 'diff')
-PATIENCE = ('patience = 30', 'patience = 1')
+PATIENCE = ('patience = 30', 'patience = 5')
 
 
 def shipped_signatures():
@@ -138,7 +138,7 @@ def same(kitchen):
     return kitchen
 
 
-NO_NEWS = r'No news for 1 s: server.py refused a request at \S+ 127.0.0.1 GET '
+NO_NEWS = r'No news for 5 s: server.py refused a request at \S+ 127.0.0.1 GET '
 SLIPS = {    # how the copy is made; what is changed in it; the line that says so
     'no such code': (same, ROUTE, CODE_DIFF, 'remote-job.py', 'js?key', 'mjs?key',
                      NO_NEWS + "'/input/search_signatures.mjs' refused: 404"),

@@ -1,10 +1,11 @@
 /* The mocked DCP's way into dcp-client, evaluated inside PythonMonkey after dcp.init(). What a worker fails
- * at is returned, as {error}: PythonMonkey would print the stack of every rejected promise. */
+ * at is returned, as {error}: PythonMonkey would print the stack of every rejected promise. EFETCH is what the
+ * real worker calls a fetch that fails in no special way, such as a text that is not the JSON it should be. */
 (() => {
   const { kvin, utils, protocol } = globalThis.dcp;
   const toSandbox = (message) => JSON.stringify({ type: 'workerMessage', message: kvin.marshal(message) });
   const attempt = (work) => (...args) => work(...args).catch(
-    ({ name, message, code = null }) => ({ error: { name, message, code } }));
+    ({ name, message, code = 'EFETCH' }) => ({ error: { name, message, code } }));
 
   /** The seam: put `answer` in the place of the network. Its arguments are those in send(), below. */
   function replaceConnection(answer)
