@@ -1,4 +1,4 @@
-"""The README's recipes work on the scripts as they are, and tell DCP's scheduler nothing that they keep from it."""
+"""The README's recipes work on the scripts as they are, and keep from DCP's scheduler what they say."""
 import csv
 import json
 import os
@@ -31,7 +31,7 @@ def blocks(recipe, language=''):
 
 
 class Kitchen(Project):
-    """A copy of the project in which diffs of recipes are applied, with ports of its own in place of the README's."""
+    """A copy of the project with the diffs of recipes applied, and with ports of its own."""
 
     def __init__(self, folder, *diffs):
         super().__init__(folder)
@@ -46,7 +46,7 @@ class Kitchen(Project):
             self.write(script, (folder / script).read_text())
 
     def localise(self, text):
-        return re.sub('500[12]', lambda port: self.ports[port[0]], text)
+        return re.sub(r'\b500[12]\b', lambda port: self.ports[port[0]], text)
 
     def write(self, name, text):
         (self.folder / name).write_text(self.localise(text))
@@ -56,7 +56,7 @@ class Kitchen(Project):
         commands = self.localise(block).replace('python3', f'{shlex.quote(sys.executable)} -u')
         commands = commands.replace('tests.mock_dcp', f'tests.mock_dcp --log traffic-$BASHPID {options}')
         if '&\n' in commands:
-            commands = f"trap 'kill $(jobs -p)' EXIT\n{commands}"
+            commands = f"trap 'kill $(jobs -p) 2>/dev/null' EXIT\n{commands}"
         process = Process(['bash', '-c', commands], self.folder, {})
         self.running.append(process)
         return process
@@ -89,7 +89,7 @@ def tells(traffic, texts):
 PROBESETS = DATA.split('\n')[0].split('\t')[1:]
 VALUES = [cell for line in DATA.split('\n')[1:4] for cell in line.split('\t')[1:] if len(cell) > 5]
 SCRIPT = (PROJECT / 'remote-job.py').read_text()
-WORK_FUNCTION = re.search("^work_function = r\'\'\'(.*?^})\'\'\'", SCRIPT, re.MULTILINE | re.DOTALL)[1]
+WORK_FUNCTION = re.search("^work_function = r'''(.*?^})'''", SCRIPT, re.MULTILINE | re.DOTALL)[1]
 CODE_LINES = [line.strip() for line in WORK_FUNCTION.splitlines() if len(line.strip()) > 25]
 SCORES = ['centroid_auc', 'bayes_accuracy', 'ensemble_auc']
 (ROUTE, CODE_DIFF), (LIST_DIFF, PATTERN_DIFF) = blocks(CODE, 'diff'), blocks(INPUT, 'diff')
@@ -97,7 +97,7 @@ PATIENCE = ('patience = 30', 'patience = 5')
 
 
 def shipped_signatures():
-    """Return the signatures that the shipped random numbers pick, worked out as the work function's comment says."""
+    """Return the signatures that the shipped random numbers pick, as the work function's comment says."""
     random.seed(42)
     lengths = [random.randint(5, 9) for _ in range(10)]
     numbers = [[random.random() for _ in range(length)] for length in lengths]
@@ -142,15 +142,14 @@ NO_NEWS = r'No news for 5 s: server.py refused a request at \S+ 127.0.0.1 GET '
 SLIPS = {    # how the copy is made; what is changed in it; the line that says so
     'no such code': (same, ROUTE, CODE_DIFF, 'remote-job.py', 'js?key', 'mjs?key',
                      NO_NEWS + "'/input/search_signatures.mjs' refused: 404"),
-    'no such slice': (with_input_files, ROUTE, LIST_DIFF, 'remote-job.py', 'in range(1, n_sig', 'in range(0, n_sig',
+    'no such slice': (with_input_files, ROUTE, LIST_DIFF, 'remote-job.py', 'in range(1, n', 'in range(0, n',
                       NO_NEWS + "'/input/signature-0.txt' refused: 404"),
     'semicolon': (same, ROUTE, CODE_DIFF, 'remote-job.py', "\n}'''", "\n};'''",
                   '^The work function does not compile, see line 95: '),
     'content type': (same, ROUTE, CODE_DIFF, 'server.py', "name, mimetype='text/plain'",
-                     "name, mimetype='application/json'", 'A worker failed: JSON.parse: unexpected character'),
-    'plain strings': (with_input_files, ROUTE, LIST_DIFF, 'remote-job.py', "    pm.new('URL')(f'{server_url}/input",
-                      "    (f'{server_url}/input", '✘ Slice 1: work function failed: no such probeset in the data, '
-                      'or the slice is an address and no file$'),
+                     "name, mimetype='application/json'", 'A worker failed: JSON.parse: '),
+    'plain strings': (with_input_files, ROUTE, LIST_DIFF, 'remote-job.py', "    pm.new('URL')(f'", "    (f'",
+                      '✘ Slice 1: work function failed: no such probeset in the data, or the slice is an a'),
 }
 
 
@@ -204,52 +203,69 @@ def test_command_is_the_one_that_is_tested(recipe):
     assert TUTORIAL in blocks(recipe)
 
 
+@pytest.mark.parametrize('recipe, line', [(CODE, 101), (INPUT, 99), (RESULTS, 101), (SITES, 99),
+                                          (PYTHON, 99)])
+def test_lines_to_edit_are_where_the_recipe_says(cook, recipe, line):
+    kitchen = cook(ROUTE, *[diff for diff in blocks(recipe, 'diff') if diff != ROUTE])
+    script = (kitchen.folder / 'remote-job.py').read_text().splitlines()
+    assert script[25].startswith('server_url') and script[line - 1].startswith('job.computeGroups = ')
+    assert (f'line 99 becomes **line {line}**' in SECTIONS[recipe]) == (line != 99)
+
+
+def test_remote_input_set_can_be_put_on_top_of_the_sites(cook):
+    script = (cook(ROUTE, LIST_DIFF, *blocks(SITES, 'diff')).folder / 'remote-job.py').read_text()
+    assert '/input/signature-' in script and 'sys.argv[1:]' in script
+
+
 def test_scheduler_would_be_seen_to_be_told(done):
     """A check of the checks below: without recipes it is told the code and the input set."""
     kitchen, _ = done('shipped')
     random.seed(42)
     assert tells(kitchen.traffic(), CODE_LINES) == CODE_LINES
     assert re.search(r'\[0\.\d{10,}, ?0\.\d{10,}', kitchen.traffic())
-    assert not tells(kitchen.traffic(), PROBESETS + VALUES)
+    assert not tells(kitchen.traffic(), PROBESETS + VALUES + SCORES)
 
 
 def test_remote_work_function_gives_the_rows_of_the_shipped_one(done):
     kitchen, job = done(CODE)
     assert kitchen.rows() == done('shipped')[0].rows() and len(kitchen.rows()) == 10
-    assert not tells(kitchen.traffic(), CODE_LINES[1:] + PROBESETS + VALUES + SCORES[:1])
+    assert not tells(kitchen.traffic(), CODE_LINES + PROBESETS + VALUES + SCORES)
 
 
 @pytest.mark.parametrize('given_as', ['list', 'pattern'])
 def test_remote_input_set_gives_the_rows_of_the_same_signatures(done, given_as):
     kitchen, job = done(given_as)
     assert kitchen.rows() == done('shipped')[0].rows() and len(kitchen.rows()) == 10
-    assert not tells(kitchen.traffic(), PROBESETS + VALUES + SCORES[:1])
+    assert not tells(kitchen.traffic(), PROBESETS + VALUES + SCORES)
     assert ('signature-{slice}.txt' in kitchen.traffic()) == (given_as == 'pattern')
 
 
 def test_results_come_back_ranked_with_what_chance_gives(done):
     kitchen, job = done(RESULTS)
     rows = kitchen.rows().values()
-    best = {shuffled: sorted(((float(row['ensemble_auc']), row['probesets']) for row in rows
-                              if row['shuffled'] == shuffled), reverse=True) for shuffled in ('false', 'true')}
-    assert [len(best['false']), len(best['true'])] == [10, 10]
-    printed = job.lines[job.lines.index('Done.') + 1:][:4]
-    assert [(float(line.split(' ', 1)[0]), line.split(' ', 1)[1]) for line in printed[:3]] == best['false'][:3]
-    assert printed[3] == f'{best["true"][0][0]} is the best of the shuffled ones: what chance gives'
-    assert not tells(kitchen.traffic(), PROBESETS + VALUES)
+    real, shuffled = [sorted(((float(row['ensemble_auc']), row['probesets']) for row in rows
+                              if row['shuffled'] == which), reverse=True) for which in ('false', 'true')]
+    assert [len(real), len(shuffled)] == [10, 10]
+    printed = job.lines[job.lines.index('Done.'):][:5]
+    assert printed[1:4] == [f'{auc} {signature}' for auc, signature in real[:3]]
+    assert printed[4] == f'{shuffled[0][0]} is the best of the shuffled ones: what chance gives'
+    (shown,) = [block.splitlines() for block in blocks(RESULTS) if block.startswith('Done.')]
+    assert printed[:4] == shown[:4] and printed[4].split(' ', 1)[1] == shown[4].split(' ', 1)[1]
+    assert not tells(kitchen.traffic(), PROBESETS + VALUES + SCORES)
 
 
 def test_shuffled_labels_leave_nothing_to_be_found(cook):
-    """Where the classes do differ, shuffled labels reach an AUC of a half on average, and the real ones do not."""
+    """Where the classes do differ, shuffled labels reach an AUC of 0.5 on average, and the real ones more."""
     script = (cook(*blocks(RESULTS, 'diff')).folder / 'remote-job.py').read_text()
-    work_function = re.search("^work_function = r\'\'\'(.*?^})\'\'\'", script, re.MULTILINE | re.DOTALL)[1]
+    work_function = re.search("^work_function = r'''(.*?^})'''", script, re.MULTILINE | re.DOTALL)[1]
     rows = [[label, random.gauss(i % 2, 1), random.gauss(i % 2, 1)]
             for i, label in enumerate(['Psoriasis', 'Psoriatic Arthritis'] * 30)]
     data = '\n'.join('\t'.join(map(str, row)) for row in [['phenotype', 'a', 'b'], *rows])
     program = f"""const progress = () => {{}}, work = {work_function};
                   const data = require('fs').readFileSync(0, 'utf8');
                   const auc = (shuffled) => work({{ numbers: [0.1, 0.1], shuffled }}, data).ensemble_auc;
-                  console.log(JSON.stringify([auc(false), ...Array.from({{ length: 200 }}, () => auc(true))]));"""
+                  const shuffled = Array.from({{ length: 200 }}, () => auc(true));
+                  console.log(JSON.stringify([auc(false), ...shuffled]));"""
     node = subprocess.run(['node', '-e', program], input=data, capture_output=True, text=True)
     real, *shuffled = json.loads(node.stdout)
     assert real > 0.7 and 0.44 < sum(shuffled) / 200 < 0.52 and len(set(shuffled)) > 50
@@ -258,7 +274,7 @@ def test_shuffled_labels_leave_nothing_to_be_found(cook):
 def test_python_work_function_gives_the_digits_of_the_javascript(done):
     kitchen, job = done(PYTHON)
     assert kitchen.rows() == done('shipped')[0].rows() and len(kitchen.rows()) == 10
-    assert not tells(kitchen.traffic(), PROBESETS + VALUES)
+    assert not tells(kitchen.traffic(), PROBESETS + VALUES + SCORES)
 
 
 @pytest.mark.parametrize('name', SLIPS)
@@ -276,21 +292,24 @@ def test_sites_score_the_same_signatures_on_their_own_samples(done):
     assert both.lines.count('Done.') == 2
     north, south = kitchen.rows('north'), kitchen.rows('south')
     assert [len(north), len(south)] == [10, 10]
-    assert {row['samples'] for row in north.values()} == {'40'} and {row['samples'] for row in south.values()} == {'20'}
-    assert [row['probesets'] for row in north.values()] != [row['bayes_auc'] for row in south.values()]
+    assert [{row['samples'] for row in site.values()} for site in (north, south)] == [{'40'}, {'20'}]
+    assert [row['bayes_auc'] for row in north.values()] != [row['bayes_auc'] for row in south.values()]
     assert all(north[n]['probesets'] == south[n]['probesets'] == ', '.join(names)
                for n, names in enumerate(shipped_signatures(), 1))
-    assert both.lines[-4].split() == ['worst', 'mean', 'each', 'site']
-    assert not tells(kitchen.traffic(), PROBESETS + VALUES + SCORES[:1])
+    (shown,) = [block.splitlines() for block in blocks(SITES) if block.startswith('worst')]
+    width = len(shown[1]) - 3
+    assert [line[:width] for line in both.lines[-4:]] == [line[:width] for line in shown]
+    assert not tells(kitchen.traffic(), PROBESETS + VALUES + SCORES)
 
 
 def test_workers_of_another_site_are_refused(done, jobs):
     """The job of the north hands out its slices to workers of the south, which may not ask for its data."""
     kitchen, _ = done(SITES)
     _, refused = jobs['refused']
-    refused.wait_for(f'  A worker may not use your server: start it with --allow-origin {kitchen.url}$')
+    shown = '  A worker may not use your server: start it with --allow-origin http://127.0.0.1:5001\n'
+    assert shown in blocks(SITES)
+    refused.wait_for(kitchen.localise(shown.rstrip()) + '$')
     refused.stop(signal.SIGINT)
-    assert [line for block in blocks(SITES) for line in block.splitlines() if 'may not use your server' in line]
     assert not [line for line in refused.lines if 'Slice' in line]
     status, report, _ = kitchen.request('/dcp-results/none')
     assert status == 200 and json.loads(report)['fetches'] == 2    # those of the two workers of the north
@@ -300,8 +319,8 @@ def test_aggregate_ranks_by_the_worst_site_and_then_by_the_mean_of_all_samples(c
     kitchen = with_sites(cook(*blocks(SITES, 'diff')))
     tables = {
         'north/old': {'a, b': (0.1, 40)},    # of another job, an older one
-        'north/new': {'a, b': (0.9, 40), 'c, d': (0.7, 40), 'e, f': (0.8, 40), 'g, h': (0.6, 40), 'i': (1, 40)},
-        'south/new': {'a, b': (0.6, 20), 'c, d': (0.7, 20), 'e, f': (0.7, 20), 'g, h': (0.5, 20), 'j': (1, 20)},
+        'north/new': {'a, b': (0.9, 40), 'c, d': (0.7, 40), 'e, f': (0.8, 40), 'g': (0.6, 40), 'h': (1, 40)},
+        'south/new': {'a, b': (0.6, 20), 'c, d': (0.7, 20), 'e, f': (0.7, 20), 'g': (0.5, 20), 'i': (1, 20)},
     }
     for age, (name, rows) in enumerate(tables.items()):
         file = kitchen.folder / 'results' / f'{name}.txt'
