@@ -158,9 +158,9 @@ def run():
 
 
 def check_results():
-    missing = sorted(set(range(1, len(slices) + 1)) - set(ask_server()['slices']))
+    missing = sorted(set(range(1, n_signatures + 1)) - set(ask_server()['slices']))
     if missing:
-        sys.exit(f'{len(missing)} of {len(slices)} slices have no result: {missing}')
+        sys.exit(f'{len(missing)} of {n_signatures} slices have no result: {missing}')
     print('Done.')
 
 

@@ -146,8 +146,8 @@ SLIPS = {    # how the copy is made; what is changed in it; the line that says s
                       NO_NEWS + "'/input/signature-0.txt' refused: 404"),
     'semicolon': (same, ROUTE, CODE_DIFF, 'remote-job.py', "\n}'''", "\n};'''",
                   '^The work function does not compile, see line 95: '),
-    'content type': (same, ROUTE, CODE_DIFF, 'server.py', "name, mimetype='text/plain'",
-                     "name, mimetype='application/json'", 'A worker failed: JSON.parse: '),
+    'content type': (same, ROUTE, CODE_DIFF, 'server.py', "'input', name, mimetype='text/plain'",
+                     "'input', name, mimetype='application/json'", 'A worker failed: JSON.parse: '),
     'plain strings': (with_input_files, ROUTE, LIST_DIFF, 'remote-job.py', "    pm.new('URL')(f'", "    (f'",
                       '✘ Slice 1: work function failed: no such probeset in the data, or the slice is an a'),
 }
