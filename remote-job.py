@@ -24,6 +24,8 @@ except pm.SpiderMonkeyError as error:
 # DATA
 access_key = ''    # the one of server.py, in letters and digits
 server_url = 'http://127.0.0.1:5001'
+if not server_url.startswith('http'):
+    sys.exit('server_url on line 26 must begin with http:// or https://')
 data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< fetched by the workers
 
 # INPUT SET: one slice per signature: a list of random numbers, each of which picks a probeset of the data.
@@ -52,7 +54,6 @@ work_function = r'''(slice, data) => {
   const sizes = classes.map((_, label) => y.filter((other) => other === label).length);
   assert(x.flat().every(Number.isFinite), 'a sample has no number for a probeset of the signature');
   assert(sizes.length === 2 && !y.includes(-1) && Math.min(...sizes) > 1, `samples must be ${classes}`);
-
   // Classifiers: each tells how well a row of values fits among the rows of a class, as a log-likelihood.
   const sum = (values) => values.reduce((total, value) => total + value, 0);
   const mean = (values) => sum(values) / values.length;
@@ -65,7 +66,6 @@ work_function = r'''(slice, data) => {
     bayes: (row, rows) => sum(transpose(rows).map((group, j) => logDensity(row[j], group))),
     neighbour: (row, rows) => -Math.min(...rows.map((other) => distance(row, other))) / 2,
   };
-
   // Cross-validation: each class is dealt out over the folds, and each fold is classified by the others.
   const fold = y.map((label, s) => y.slice(0, s).filter((other) => other === label).length % folds);
   const p = Object.fromEntries(Object.keys(classifiers).map((name) => [name, []]));
@@ -206,7 +206,7 @@ def watch():
         elif state == 'uploading':
             print_once('  Still uploading the input set...')
         elif state not in ('new', 'exec'):    # in these it may wait for a passphrase
-            end(f'No news from DCP for {patience} s: check your network, and install requirements.txt again.')
+            end(f'no news from DCP for {patience} s. Check your network, and install requirements.txt again.')
 
 
 def likely_cause():
@@ -215,8 +215,8 @@ def likely_cause():
         report = ask_server()
     except SystemExit as problem:
         return problem
-    if report['last_refusal'] != first_report['last_refusal']:
-        return f'server.py refused a request at {report["last_refusal"]}.'
+    if report['refusals'] > first_report['refusals']:
+        return f'server.py refused a request: {report["last_refusal"]}.'
     if report['fetches'] == first_report['fetches']:
         return (f'no worker has fetched the data. Is one in compute group {join_key!r}, was it started with '
                 f'--allow-origin {server_url}, and does it trust your certificate (NODE_EXTRA_CA_CERTS)?')

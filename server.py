@@ -37,7 +37,7 @@ app.config['MAX_CONTENT_LENGTH'] = app.config['MAX_FORM_MEMORY_SIZE'] = max_resu
 logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
 logging.getLogger('werkzeug').setLevel(logging.ERROR)    # its line per request would show the access key
 log = logging.getLogger('server')
-activity = {'fetches': 0, 'last_refusal': ''}    # since the start, for remote-job.py and the results page
+activity = {'fetches': 0, 'refusals': 0, 'last_refusal': ''}    # since the start: for remote-job.py to ask
 
 
 # DATA
@@ -156,8 +156,9 @@ def admit_browser_workers(response):
 def refuse(error):
     """Answer a refused request with one line that names the problem, and log it without the access key."""
     asked = ascii(f'{request.method} {request.path}'.partition('key=')[0])[:100]
-    note_refusal(request.remote_addr, f'{asked} refused: {error.code} {error.description}')
-    return f'{error.description}\n', error.code, {'Content-Type': 'text/plain'}
+    problem = error.description.partition('. ')[0]
+    note_refusal(request.remote_addr, f'{asked} refused: {error.code} {problem}')
+    return f'{problem}\n', error.code, {'Content-Type': 'text/plain'}
 
 
 @app.errorhandler(OSError)
@@ -169,7 +170,8 @@ def fail(error):
 
 def note_refusal(address, problem):
     log.warning('%s %s', address, problem)
-    activity['last_refusal'] = f'{datetime.now():%H:%M:%S} {address} {problem}'
+    activity['refusals'] += 1
+    activity['last_refusal'] = f'{address} {problem}'
 
 
 # RESULTS FILES: tables with a line per slice. Only whole lines count, so that half a line does no harm.
