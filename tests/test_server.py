@@ -161,6 +161,11 @@ def test_later_result_of_another_shape_is_in_the_last_column(server, other):
     assert {**before, 'slice': '3'} == after
 
 
+def test_order_of_columns_is_that_of_the_first_result(server):
+    server.post(1, {'a': 1, 'b': 2}), server.post(2, {'b': 2, 'a': 1})
+    assert [list(row.values()) for row in server.rows()] == [['job1', '1', '1', '2'], ['job1', '2', '1', '2']]
+
+
 @pytest.mark.parametrize('result, cell', [
     (7, '7'), (-1.5, '-1.5'), (1e-300, '1e-300'), (10 ** 30, '1' + '0' * 30), (True, 'true'),
     ('text', 'text'), ([1, 'a', None], '[1, "a", null]'), ([], '[]'), ({}, '{}'), ([{'a': 1}], '[{"a": 1}]'),

@@ -76,6 +76,14 @@ def test_restarted_server_knows_what_is_stored_and_goes_on_in_a_new_file(server)
     assert len(server.results()) == 3
 
 
+def test_sync_is_of_the_whole_line(server, fsync):
+    synced = []
+    fsync(lambda _: synced.append(slices(server.rows())))
+    for number in (1, 2):
+        server.post(number, SCORES)
+    assert synced == [[1], [1, 2]]
+
+
 def test_whatever_a_crash_leaves_of_the_last_line_only_whole_lines_count(server):
     server.post(1, SCORES), server.post(2, SCORES)
     (crashed,) = server.results()

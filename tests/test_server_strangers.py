@@ -232,6 +232,10 @@ def test_key_opens_the_data_and_the_results(locked):
     assert '"slices":[1,2]' in locked.request(f'/dcp-results/job1?key={QUOTED_KEY}')[1]
 
 
+def test_browsers_ask_without_the_key_what_a_page_may_do(locked):
+    assert locked.request('/dcp-results', method='OPTIONS', headers={'Origin': 'https://dcp.work'})[0] == 200
+
+
 @pytest.mark.parametrize('key, status', [(KEY, 200), ('wrong', 403)])
 def test_key_may_be_in_a_header(locked, key, status):
     """The results page sends it so, since addresses are kept in a browser's history."""
