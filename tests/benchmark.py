@@ -142,7 +142,9 @@ def post(port, body):
                b'Content-Type: application/x-www-form-urlencoded\r\n\r\n%s' % (len(body), body))
     with socket.create_connection(('127.0.0.1', port)) as connection:
         connection.sendall(request)
-        answer = b''.join(iter(lambda: connection.recv(65536), b''))
+        answer = b''
+        while not answer.endswith(b'Result received') and (part := connection.recv(65536)):
+            answer += part
     return answer.endswith(b'Result received')
 
 
@@ -160,8 +162,9 @@ def post_results(project, posters, count, number):
 
 
 def measure_results(project, slow, forgetful):
-    slow.edit('server.py', 'os.fsync(file.fileno())', "os.fsync(file.fileno()), __import__('time').sleep(0.005)")
-    forgetful.edit('server.py', 'results.store(slice_number, result)', 'results.stored.add(slice_number)')
+    sync = 'os.fsync(file.fileno())\n'
+    slow.edit('server.py', sync, f"__import__('time').sleep(0.005), {sync}")
+    forgetful.edit('server.py', 'results.store(slice_number, result)', 'results.slices.add(slice_number)')
     for each in (project, slow, forgetful):
         each.serve()
     for posters, count in ((1, 100), (8, 300), (64, 640)):
