@@ -1,6 +1,6 @@
 """Kill and restart server.py while faulty workers post results, and count what is lost or stored twice.
 
-    python -m tests.soak [RUNS]    (3 runs unless told: a minute)
+    python -m tests.soak [RUNS]    (3 runs unless told: a minute and a half)
 
 A run has 500 slices, and 20 SIGKILLs at moments taken from its seed. Every other one waits until the server
 writes a large result: `torn` counts those that left half a line. Other faults are: the answer gets lost, the
