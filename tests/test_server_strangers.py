@@ -354,7 +354,7 @@ def hostile_request(chance):
     elif fault == 'path':
         line = b'POST /' + quote(nasty()) + b'!/dcp-results HTTP/1.1'
     elif fault == 'get':
-        path = chance.choice([f'{DATA}/', '/dcp-results?', '/dcp-results/a/', '/x', '//', 'x://', 'http://['])
+        path = chance.choice([f'{DATA}/', '/dcp-results?', '/dcp-results/a/', '//x', 'x://', 'http://['])
         line = b'GET ' + path.encode() + quote(nasty()) + b' HTTP/1.1'
     elif fault == 'line':
         line = chance.choice([b'', b'POST', b'POST /dcp-results', b'POST  HTTP/1.1',
