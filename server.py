@@ -69,7 +69,7 @@ def receive_result():
     results = results_of(request.form.get('job', ''))
     result = read_content(request.form)
     if isinstance(result, dict) and {'errorCode', 'message', 'stack'} <= result.keys():    # was thrown
-        message = ascii(str(result['message']))[1:-1]
+        message = ascii(str(result['message']))[1:-1]    # in one line
         answer = f'work function failed: {message}'[:200]    # DCP sees what is answered
         if slice_number not in results.slices:
             results.failed[slice_number] = answer
@@ -133,10 +133,11 @@ def refuse_strangers():
     """
     if 'Origin' in request.headers and request.headers['Origin'] not in browser_origins:
         abort(403, 'this web page may not use this server: see browser_origins in server.py')
+    if request.path in ('/', '/health') or request.method == 'OPTIONS':
+        return
     bearer = request.headers.get('Authorization', '').removeprefix('Bearer ')
     key = request.values.get('key', bearer)
-    is_public = request.path in ('/', '/health') or request.method == 'OPTIONS'
-    if not is_public and not hmac.compare_digest(key.encode(), access_key.encode()):
+    if not hmac.compare_digest(key.encode(), access_key.encode()):
         abort(403, 'wrong or missing access key: see access_key in server.py')
 
 
@@ -162,6 +163,7 @@ def refuse(error):
 
 
 @app.errorhandler(OSError)
+@app.errorhandler(RecursionError)    # JSON that is nested too deep
 def fail(error):
     """Answer 500 when the disk fails: the worker then gives the slice back, and DCP computes it again."""
     note_refusal(request.remote_addr, f'{request.method} failed: {error}')
@@ -215,10 +217,12 @@ class JobResults:
     def append(self, slice_number, result):
         """Append a line to the file, on the disk. If that fails, the file ends where it ended before."""
         row = result if isinstance(result, dict) and result else {'result': result}
-        if not (self.path and self.path.exists() and self.path.stat().st_size == self.size):
+        as_we_left_it = self.path and self.path.exists() and self.path.stat().st_size == self.size
+        if not as_we_left_it:
             self.path, self.size, self.columns = new_file(), 0, list(row)
-        cells = [as_cell(row.get(column, '')) for column in self.columns]
-        if row.keys() != set(self.columns):    # a result with other columns: all of it goes into the last one
+        if row.keys() == set(self.columns):
+            cells = [as_cell(row[column]) for column in self.columns]
+        else:    # a result with other columns: all of it goes into the last one
             cells = [''] * (len(self.columns) - 1) + [json.dumps(result)]
         lines = as_line([self.job, slice_number, *cells])
         if self.size == 0:

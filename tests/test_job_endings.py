@@ -41,7 +41,7 @@ def test_no_keystore(project, tmp_path):
 
 def test_no_network(project):
     job = project.run('remote-job.py', DCP_SCHEDULER_LOCATION='http://127.0.0.1:1')
-    assert_ends_with(job, '^DCP: .*Connection refused.* Check your network')
+    assert_ends_with(job, '^DCP: .*Connection refused.* Check network')
 
 
 def test_ctrl_c_while_dcp_loads(project):
