@@ -171,7 +171,7 @@ class Process:
         heed_interrupt = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)    # a background shell ignores it
         self.process = subprocess.Popen(command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, text=True,
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8',
-                                        preexec_fn=heed_interrupt)
+                                        preexec_fn=heed_interrupt if os.name == 'posix' else None)
         self.lines, self.errors, self.news = [], [], threading.Condition()
         self.readers = [threading.Thread(target=self.read, args=pair, daemon=True) for pair in
                         ((self.process.stdout, self.lines), (self.process.stderr, self.errors))]
