@@ -26,7 +26,7 @@ access_key = ''    # the one of server.py, in letters and digits
 server_url = 'http://127.0.0.1:5001'
 if not server_url.startswith('http'):
     sys.exit('server_url on line 26 must begin with http:// or https://')
-data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< fetched by the workers
+data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< a URL: workers fetch it
 
 # INPUT SET: one slice per signature: a list of random numbers, each of which picks a probeset of the data.
 n_signatures = 10
@@ -66,7 +66,7 @@ work_function = r'''(slice, data) => {
     bayes: (row, rows) => sum(transpose(rows).map((group, j) => logDensity(row[j], group))),
     neighbour: (row, rows) => -Math.min(...rows.map((other) => distance(row, other))) / 2,
   };
-  // Cross-validation: each class is dealt out over the folds, and each fold is classified by the others.
+  // Cross-validation: each class is dealt out over the folds like cards, and the others classify each fold.
   const fold = y.map((label, s) => y.slice(0, s).filter((other) => other === label).length % folds);
   const p = Object.fromEntries(Object.keys(classifiers).map((name) => [name, []]));
   for (let f = 0; f < folds; f++) {
@@ -78,7 +78,7 @@ work_function = r'''(slice, data) => {
       const probability = (row) => 1 / (1 + Math.exp(fit(row, first) - fit(row, second)));    // of class 1
       z.forEach((row, s) => { if (fold[s] === f) p[name][s] = probability(row); });
     }
-    progress((f + 1) / folds);
+    progress((f + 1) / folds);    // DCP demands it, at least once per slice, and every 30 s
   }
   p.ensemble = samples.map((_, s) => mean(Object.values(p).map((each) => each[s])));
   // Accuracy, and area under the ROC curve (AUC): how often class 1 scores higher than class 0, of all pairs.
@@ -106,7 +106,7 @@ job.public.description = 'Scores random gene signatures that tell psoriatic arth
 job.public.link = 'https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE57383'
 
 # EVENTS
-state = 'new'
+state = 'new'    # then what DCP says, 'running', and perhaps 'refused' or 'cancelled'
 
 
 @job.on('readystatechange')
@@ -133,7 +133,9 @@ def on_result(event):
 def on_error(error):
     if error.code == 'EPERM_ORIGIN':
         print_once(f'  A worker may not use your server: start it with --allow-origin {server_url}')
-    elif 'EUNCAUGHT' not in (error.code, error.errorCode):    # what a work function throws is a result, too
+    elif error.code == 'ENOPROGRESS':
+        print_once('  The work function must call progress(): at least once per slice, and every 30 s.')
+    elif 'EUNCAUGHT' not in (error.code, error.errorCode):    # on_result tells what a work function throws
         print_once(f'  A worker failed: {error.message}')
 
 
@@ -149,7 +151,7 @@ def on_cancel(event):
     end(event.reason)
 
 
-# RUN, which the last lines of this script call
+# RUN: the last lines of this script call these two
 def run():
     global state
     job.exec()    # returns when DCP has accepted the job; exec(0.1) would offer 0.1 compute credits per slice
@@ -158,15 +160,15 @@ def run():
 
 
 def check_results():
-    missing = sorted(set(range(1, n_signatures + 1)) - set(ask_server()['slices']))
+    n_slices = len(slices)
+    missing = sorted(set(range(1, n_slices + 1)) - set(ask_server()['slices']))
     if missing:
-        sys.exit(f'{len(missing)} of {n_signatures} slices have no result: {missing}')
+        sys.exit(f'{len(missing)} of {n_slices} slices have no result: {missing[:20]}')
     print('Done.')
 
 
 # GUARDS: whatever goes wrong ends in one line that says what to do. A first reader may stop here.
 import contextlib
-import functools
 import json
 import os
 import threading
@@ -178,8 +180,15 @@ news = threading.Event()
 ending = threading.Event()
 loop = asyncio.get_event_loop()
 job_id, join_key = job.id, job.computeGroups[0]['joinKey']    # only the main thread may ask the job
-print_once = functools.cache(print)    # prints no line twice: each worker repeats its complaint
+printed = set()
 not_deployed = ('new', 'exec', 'init', 'preauth', 'refused')    # DCP can't have the job in these states
+
+
+def print_once(line):
+    """Print a line that was not printed before: each worker makes the same complaint."""
+    if line not in printed:
+        printed.add(line)
+        print(line)
 
 
 def ask_server():
@@ -233,15 +242,15 @@ def on_failure(_, context):
     if error['code'] == 'DCPL-1100':
         problem = 'DCP does not know this joinKey and joinSecret: check line 99.'
     if state == 'deploying' or error['code'] == 'DCPL-1100':
-        state = 'refused'
-    if state == 'running' and 'BrokenPipeError' not in problem:    # that is `| head`: nobody listens any more
-        print_once(f'  Problem: {problem}')
-    else:
+        state = 'refused'    # so there is nothing to cancel
+    if state != 'running' or 'BrokenPipeError' in problem:    # that is `| head`: nobody listens any more
         end(problem)
+    elif problem.startswith('Python'):
+        print_once(f'  Problem: {problem}')
 
 
 def end(problem):
-    """Make job.exec() or job.wait() raise SystemExit, for RUN to cancel the job. Any thread may call this."""
+    """End run() by a SystemExit, after which the job is cancelled. Any thread may call this."""
     if not ending.is_set():
         ending.set()
         loop.call_soon_threadsafe(sys.exit, problem)
@@ -249,7 +258,7 @@ def end(problem):
 
 
 def give_up(problem):
-    """End after 10 s, even if DCP does not answer or its event loop is stuck."""
+    """End this script 10 s later even so, if DCP does not answer or its event loop is stuck."""
     time.sleep(10)
     try:
         print(f'{fate()}: {problem}', file=sys.stderr, flush=True)
@@ -269,6 +278,7 @@ def cancel():
 
 
 def fate():
+    """Say what has become of the job."""
     if state in not_deployed:
         return 'Job not deployed'
     return 'Job cancelled' if state == 'cancelled' else f'Job {job_id} may still run'

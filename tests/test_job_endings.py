@@ -77,7 +77,7 @@ def test_wrong_access_key(project):
 
 @pytest.mark.parametrize('slip, wrong, line', [
     ('progress((f + 1) / folds);', 'progress(;', 'progress(;'),
-    ('progress((f + 1) / folds);\n  }', 'progress((f + 1) / folds);', "}'''"),    # seen at the end only
+    ('progress((f + 1) / folds);    // DCP demands it, at least once per slice, and every 30 s\n  }', 'progress((f + 1) / folds);', "}'''"),    # seen at the end only
 ])
 def test_work_function_does_not_compile(project, slip, wrong, line):
     project.edit('remote-job.py', slip, wrong)

@@ -142,6 +142,12 @@ def test_results_are_those_of_the_readme():
         assert [float(score) for score in scores] == [result[name] for name in header.split()[3:]]
 
 
+def test_whole_work_function_of_the_readme_counts_the_samples():
+    shipped = (PROJECT / 'input' / 'GSE57383_ps_psa.txt').read_text()
+    (outcome,) = compute(shipped, [1.0], source='\n'.join(block(r'\(slice, data\) =>')))
+    assert outcome['result'] == {'psoriasis': 27, 'arthritis': 33}
+
+
 def test_results_of_a_job_are_read_as_the_readme_reads_them(served):
     """As pandas.read_csv(path, sep='\\t') would, without pandas: all columns but the text ones are numbers."""
     assert "pandas.read_csv(path, sep='\\t')" in README
