@@ -223,7 +223,7 @@ def likely_cause():
     try:
         report = ask_server()
     except SystemExit as problem:
-        return problem
+        return str(problem)
     if report['refusals'] > first_report['refusals']:
         return f'server.py refused a request: {report["last_refusal"]}.'
     if report['fetches'] == first_report['fetches']:
@@ -250,10 +250,10 @@ def on_failure(_, context):
 
 
 def end(problem):
-    """End run() by a SystemExit, after which the job is cancelled. Any thread may call this."""
+    """End run(), after which the job is cancelled. Any thread may call this."""
     if not ending.is_set():
         ending.set()
-        loop.call_soon_threadsafe(sys.exit, problem)
+        loop.call_soon_threadsafe(sys.exit, problem)    # raises SystemExit inside job.exec() or job.wait()
         threading.Thread(target=give_up, args=[problem], daemon=True).start()
 
 

@@ -202,7 +202,7 @@ class JobResults:
         self.job, self.lock = job, threading.Lock()
         self.slices = stored_slices(job)
         self.failed = {}    # slice number: what its work function threw
-        self.path = None
+        self.path, self.size, self.columns = None, 0, []
 
     def store(self, slice_number, result):
         """Return once a result of the slice is on the disk, this one or an earlier one. Raises OSError."""
@@ -222,7 +222,8 @@ class JobResults:
             self.path, self.size, self.columns = new_file(), 0, list(row)
         if row.keys() == set(self.columns):
             cells = [as_cell(row[column]) for column in self.columns]
-        else:    # a result with other columns: all of it goes into the last one
+        else:
+            log.warning('slice %d has other columns than the first result', slice_number)
             cells = [''] * (len(self.columns) - 1) + [json.dumps(result)]
         lines = as_line([self.job, slice_number, *cells])
         if self.size == 0:

@@ -80,6 +80,15 @@ def first_column(page):
 
 # ---- the results page ----
 
+def test_page_follows_a_job_on_the_mocked_dcp(served, show):
+    page = show(served)
+    expect(page.get_by_text('Waiting for the first result')).to_be_visible()
+    assert served.run_job().status == 0
+    expect(page.locator('#stored')).to_have_text('10')
+    expect(page.locator('#failed')).to_have_text('0')
+    expect(page.locator('#best_of')).to_have_text('Best ensemble_auc')
+
+
 def test_results_appear_as_they_arrive(served, show):
     page = show(served)
     expect(page.get_by_text('Waiting for the first result')).to_be_visible()
