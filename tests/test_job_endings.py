@@ -13,6 +13,7 @@ import pytest
 IMPATIENT = ('patience = 30', 'patience = 1')
 NO_GRACE = ('time.sleep(10)', 'time.sleep(0.1)')    # for DCP to answer to a cancellation
 ON_STATE = "    print('State:', state)\n"
+PROGRESS = 'progress((f + 1) / folds);    // DCP demands it, at least once per slice, and every 30 s'
 
 
 def assert_ends_with(job, line):
@@ -76,8 +77,8 @@ def test_wrong_access_key(project):
 
 
 @pytest.mark.parametrize('slip, wrong, line', [
-    ('progress((f + 1) / folds);', 'progress(;', 'progress(;'),
-    ('progress((f + 1) / folds);    // DCP demands it, at least once per slice, and every 30 s\n  }', 'progress((f + 1) / folds);', "}'''"),    # seen at the end only
+    (PROGRESS, 'progress(;', 'progress(;'),
+    (PROGRESS + '\n  }', PROGRESS, "}'''"),    # seen at the end only
 ])
 def test_work_function_does_not_compile(project, slip, wrong, line):
     project.edit('remote-job.py', slip, wrong)

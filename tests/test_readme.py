@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import pytest
 from packaging.requirements import Requirement
 
-from .project import PROJECT, compute, input_set, table
+from .project import PROJECT, Project, compute, input_set, table
 
 README = (PROJECT / 'README.md').read_text(encoding='utf-8')
 BLOCKS = re.findall(r'^```\w*\n(.*?)^```', README, re.MULTILINE | re.DOTALL)
@@ -170,7 +170,6 @@ def test_best_signature_of_no_difference_is_as_good_as_the_readme_says():
 @pytest.fixture(scope='module')
 def said(tmp_path_factory):
     """All that passes between the scheduler and the rest, in a job whose third slice throws and whose fourth logs."""
-    from .project import Project
     project = Project(tmp_path_factory.mktemp('said') / 'project')
     for script in ('server.py', 'remote-job.py'):
         project.edit(script, "access_key = ''", "access_key = 'SecretKey1'")
