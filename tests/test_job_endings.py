@@ -137,8 +137,8 @@ def test_terminal_is_closed_while_dcp_takes_the_job(served, told):
     job = subprocess.Popen(['setsid', '--ctty', *map(str, command)], cwd=served.folder, stdin=terminal,
                            stdout=terminal, stderr=terminal)
     os.close(terminal)
-    with open(ours, 'rb', buffering=0) as screen:
-        while b'deploying' not in screen.read(1000):
+    with open(ours) as screen:
+        while next(screen) != 'State: deploying\n':
             pass
     assert job.wait(20) == 1
     assert 'cancelJob' in told()
