@@ -25,14 +25,14 @@ here = Path(__file__).resolve().parent
 port = 5001
 data_file = here / 'input' / 'GSE57383_ps_psa.txt'
 results_folder = here / 'results'
-results_name = 'GSE57383_PsA_vs_Ps'       # each results file is called this, and the time of its first result
+results_name = 'GSE57383_PsA_vs_Ps'       # a results file is called this, and the time of its first result
 browser_origins = ['https://dcp.work']    # the only web pages that may read data or post results
-access_key = ''                           # if set, whoever comes needs it: the same as in remote-job.py
+access_key = ''                           # if set, every request must carry it: the same as in remote-job.py
 certificate = None                        # for https: (here / 'certificate.pem', here / 'private_key.pem')
 max_result_size = 10_000_000              # bytes of the form that is posted; a larger one is refused
 
 app = Flask('server', static_folder=None)
-app.json.sort_keys = False    # the results page takes the last job that was heard of for the newest
+app.json.sort_keys = False    # keep jobs in the order in which they came: the results page shows the last one
 app.config['MAX_CONTENT_LENGTH'] = app.config['MAX_FORM_MEMORY_SIZE'] = max_result_size
 logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
 logging.getLogger('werkzeug').setLevel(logging.ERROR)    # its line per request would show the access key
@@ -50,9 +50,8 @@ def send_data():
 
 @app.get('/health')
 def health():
-    """Say whether the data file is there, and where results go."""
-    return {'data_file': data_file.name, 'data_file_exists': data_file.is_file(),
-            'results_folder': str(results_folder)}
+    """Say whether the data file is there. Anybody may ask this."""
+    return {'data_file': data_file.name, 'data_file_exists': data_file.is_file()}
 
 
 # RESULTS
@@ -60,28 +59,27 @@ def health():
 def receive_result():
     """Store the result of one slice, which a worker posts as a form, and answer once it is on the disk.
 
-    The form has `element`, the slice number; `content`, what the work function returned, as JSON; and what
-    remote-job.py gave to setResultStorage: `job` and `key`. DCP repeats a slice whose answer got lost.
+    The form has `element`, the slice number; `content`, what the work function returned or threw, as JSON;
+    and `job` and `key`, which remote-job.py gave to setResultStorage. If the answer gets lost, DCP repeats
+    the slice.
     """
     if not re.fullmatch('[1-9][0-9]{0,15}', request.form.get('element', '')):
         abort(400, 'element is not a slice number')
     slice_number = int(request.form['element'])
     results = results_of(request.form.get('job', ''))
     result = read_content(request.form)
-    if isinstance(result, dict) and {'errorCode', 'message', 'stack'} <= result.keys():    # was thrown
-        message = ascii(str(result['message']))[1:-1]    # in one line
-        answer = f'work function failed: {message}'[:200]    # DCP sees what is answered
-        if slice_number not in results.slices:
-            results.failed[slice_number] = answer
+    if isinstance(result, dict) and {'errorCode', 'message', 'stack'} <= result.keys():    # it was thrown
+        answer = f'work function failed: {result["message"]!r}'[:200]    # short, as DCP sees the answer
+        results.note_failure(slice_number, answer)
     else:
         results.store(slice_number, result)
-        answer = 'Result received'
+        answer = 'Result received'    # for which remote-job.py prints a tick
     log.info('%s slice %d: %s', request.remote_addr, slice_number, answer)
     return answer, {'Content-Type': 'text/plain'}
 
 
 def read_content(form):
-    """Return what the work function returned. DCP posts 0, '', false, null, NaN as error=null: None here."""
+    """Return what the work function returned; None for 0, false, NaN and the like, posted as error=null."""
     if 'content' not in form and form.get('error') == 'null':
         return None
     try:
@@ -93,13 +91,13 @@ def read_content(form):
 @app.get('/dcp-results/<job>')
 def report(job):
     """Say which slices of a job are stored and which failed, and what has happened since the start."""
-    results = results_of(job)
+    results = results_of(job)    # of which we take copies, as other threads may change it
     return {'slices': sorted(results.slices.copy()), 'failed': results.failed.copy(), **activity}
 
 
 @app.get('/')
 def send_page():
-    """Send a web page that shows the results as they arrive. It has to ask for the access key itself."""
+    """Send a web page that shows the results as they arrive: it is not needed to compute them."""
     return send_file(here / 'results' / 'page.html')
 
 
@@ -114,7 +112,7 @@ def list_results():
             job = first_line.partition(b'\t')[0].decode(errors='replace')
             files.append({'name': path.name, 'job': job, 'size': path.stat().st_size})
     failed = {job: results.failed.copy() for job, results in jobs.copy().items()}
-    return {'files': files, 'failed': failed, **activity, **health()}
+    return {'files': files, 'failed': failed, 'results_folder': str(results_folder), **activity, **health()}
 
 
 @app.get('/results/<name>')
@@ -128,15 +126,18 @@ def send_results(name):
 def refuse_strangers():
     """Refuse web pages that are not on the list, and whoever does not have the access key.
 
-    Docker and Linux workers are no web pages: they send no Origin. The results page needs no key, as it asks
-    its reader for one, nor does OPTIONS, by which browsers ask what a page may do.
+    Docker and Linux workers are no web pages, and the results page comes from here: they send no Origin.
+    That page needs no key to be shown, as it asks its reader for one, nor does OPTIONS, by which a browser
+    asks beforehand what another page may do.
     """
     if 'Origin' in request.headers and request.headers['Origin'] not in browser_origins:
         abort(403, 'this web page may not use this server: see browser_origins in server.py')
     if request.path in ('/', '/health') or request.method == 'OPTIONS':
         return
-    bearer = request.headers.get('Authorization', '').removeprefix('Bearer ')
-    key = request.values.get('key', bearer)
+    if 'Authorization' in request.headers:    # from the results page
+        key = request.headers['Authorization'].removeprefix('Bearer ')
+    else:                                     # from workers and remote-job.py, in the address or in the form
+        key = request.values.get('key', '')
     if not hmac.compare_digest(key.encode(), access_key.encode()):
         abort(403, 'wrong or missing access key: see access_key in server.py')
 
@@ -145,7 +146,7 @@ def refuse_strangers():
 def admit_browser_workers(response):
     """Let the listed web pages read the answers, in the way that browsers ask for (CORS)."""
     response.headers['X-Content-Type-Options'] = 'nosniff'    # browsers must not take data for a page
-    response.headers['Vary'] = 'Origin'
+    response.vary.add('Origin')
     if request.headers.get('Origin') in browser_origins:
         response.headers['Access-Control-Allow-Origin'] = request.headers['Origin']
         response.headers['Access-Control-Allow-Methods'] = 'GET, POST'
@@ -156,18 +157,16 @@ def admit_browser_workers(response):
 @app.errorhandler(HTTPException)
 def refuse(error):
     """Answer a refused request with one line that names the problem, and log it without the access key."""
-    asked = ascii(f'{request.method} {request.path}'.partition('key=')[0])[:100]
-    problem = error.description.partition('. ')[0]
-    note_refusal(request.remote_addr, f'{asked} refused: {error.code} {problem}')
-    return f'{problem}\n', error.code, {'Content-Type': 'text/plain'}
+    asked = f'{request.method} {request.path}'.partition('key=')[0]    # a mistyped path may hold the key
+    note_refusal(request.remote_addr, f'{asked[:100]!r} refused: {error.code} {error.description}')
+    return f'{error.description}\n', error.code, {'Content-Type': 'text/plain'}
 
 
 @app.errorhandler(OSError)
-@app.errorhandler(RecursionError)    # JSON that is nested too deep
 def fail(error):
     """Answer 500 when the disk fails: the worker then gives the slice back, and DCP computes it again."""
     note_refusal(request.remote_addr, f'{request.method} failed: {error}')
-    return 'the server cannot read or write its files: see its log\n', 500
+    return 'the server cannot read or write its files: see its log\n', 500, {'Content-Type': 'text/plain'}
 
 
 def note_refusal(address, problem):
@@ -176,7 +175,7 @@ def note_refusal(address, problem):
     activity['last_refusal'] = f'{address} {problem}'
 
 
-# RESULTS FILES: tables with a line per slice. Only whole lines count, so that half a line does no harm.
+# RESULTS FILES: tables with a line per slice. Only whole lines count: half a line after a crash does no harm.
 jobs = {}    # job id: its JobResults
 jobs_lock = threading.Lock()
 
@@ -194,15 +193,18 @@ def results_of(job):
 class JobResults:
     """Which slices of a job are stored, and the file that the next result goes to.
 
-    That is a file which this server has begun since it started, and nobody has changed; or else a new one. So
-    whatever happened to a file, be it a crash or a spreadsheet, the next result is safe.
+    The server appends to a file that it has begun since it started. If that is gone, or was edited so that it
+    has another size, the server begins a new one. So it never has to repair a file.
     """
 
     def __init__(self, job):
-        self.job, self.lock = job, threading.Lock()
-        self.slices = stored_slices(job)
-        self.failed = {}    # slice number: what its work function threw
-        self.path, self.size, self.columns = None, 0, []
+        self.job = job
+        self.lock = threading.Lock()         # one result after the other
+        self.slices = stored_slices(job)     # a set of slice numbers
+        self.failed = {}                     # slice number: what its work function threw
+        self.path = None                     # the file, when there is one
+        self.size = 0                        # of it, in bytes, as this server has left it
+        self.columns = []                    # of it, without job and slice
 
     def store(self, slice_number, result):
         """Return once a result of the slice is on the disk, this one or an earlier one. Raises OSError."""
@@ -210,29 +212,41 @@ class JobResults:
             if slice_number in self.slices:
                 return
             self.append(slice_number, result)
-            if self.job:
+            if self.job:    # otherwise slices of many jobs may have this number
                 self.slices.add(slice_number)
             self.failed.pop(slice_number, None)
 
+    def note_failure(self, slice_number, problem):
+        """Remember what the work function threw, unless a result of the slice is stored."""
+        with self.lock:
+            if slice_number not in self.slices:
+                self.failed[slice_number] = problem
+
     def append(self, slice_number, result):
-        """Append a line to the file, on the disk. If that fails, the file ends where it ended before."""
-        row = result if isinstance(result, dict) and result else {'result': result}
-        as_we_left_it = self.path and self.path.exists() and self.path.stat().st_size == self.size
-        if not as_we_left_it:
-            self.path, self.size, self.columns = new_file(), 0, list(row)
+        """Append a result to the file. If that fails, the file ends where it ended before."""
+        if isinstance(result, dict) and result:
+            row = result
+        else:
+            row = {'result': result}
+        unchanged = self.path and self.path.exists() and self.path.stat().st_size == self.size
+        if not unchanged:
+            self.path = new_file()
+            self.size = 0
+        lines = b''
+        if self.size == 0:
+            self.columns = list(row)
+            lines += as_line(['job', 'slice', *map(as_cell, self.columns)])
         if row.keys() == set(self.columns):
             cells = [as_cell(row[column]) for column in self.columns]
         else:
             log.warning('slice %d has other columns than the first result', slice_number)
-            cells = [''] * (len(self.columns) - 1) + [json.dumps(result)]
-        lines = as_line([self.job, slice_number, *cells])
-        if self.size == 0:
-            lines = as_line(['job', 'slice', *map(as_cell, self.columns)]) + lines
+            cells = [''] * (len(self.columns) - 1) + [json.dumps(result)]    # all of it in the last column
+        lines += as_line([self.job, slice_number, *cells])
         try:
             with open(self.path, 'ab') as file:
                 file.write(lines)
                 file.flush()
-                os.fsync(file.fileno())
+                os.fsync(file.fileno())    # returns when the disk has it
         except OSError:
             os.truncate(self.path, self.size)
             raise
@@ -242,13 +256,16 @@ class JobResults:
 def stored_slices(job):
     """Return the slice numbers of a job in the whole lines of all results files, as a set."""
     slices = set()
-    line = re.compile(rb'^%s\t([1-9][0-9]{0,15})\t[^\0\n]*\n' % job.encode(), re.MULTILINE)
+    if not job:
+        return slices    # slices of many jobs may have the same number
+    # The job, a tab, the slice number, a tab, and the rest, but not zeros, which a power cut may leave.
+    whole_line = re.compile(rb'^%s\t([1-9][0-9]*)\t[^\0\n]*\n' % job.encode(), re.MULTILINE)
     for path in results_folder.glob('*.txt'):
-        numbers = line.findall(path.read_bytes())
-        if job and numbers:
-            with open(path, 'r+b') as file:
-                os.fsync(file.fileno())    # the server may have been killed before it did that
+        numbers = whole_line.findall(path.read_bytes())
+        if numbers:
             slices.update(map(int, numbers))
+            with open(path, 'r+b') as file:
+                os.fsync(file.fileno())    # an earlier server may have been killed before it did that
     return slices
 
 
@@ -266,7 +283,7 @@ def new_file():
 
 
 def as_cell(value):
-    """Return plain text as it is; numbers, lists, line ends, and what a spreadsheet would run, as JSON."""
+    """Return plain text as it is, and as JSON what is no text, or would be a formula to a spreadsheet."""
     if isinstance(value, str) and value.isprintable() and not value.startswith(('=', '+', '-', '@')):
         return value
     return json.dumps(value)
@@ -280,20 +297,47 @@ def as_line(cells):
 
 
 # RUN
+def main():
+    """Check what can be checked beforehand, say where the server is, and serve until Ctrl-C."""
+    if not data_file.is_file():
+        sys.exit(f'There is no {data_file}: put the data there, or change data_file.')
+    try:
+        results_folder.mkdir(exist_ok=True)
+        tempfile.TemporaryFile(dir=results_folder).close()    # can results be written there?
+    except OSError as error:
+        sys.exit(f'Cannot write to {results_folder} ({error.strerror}): make it a folder that you may use.')
+    try:    # if the port is in use, make_server() itself says so and ends this
+        server = make_server('0.0.0.0', port, app, threaded=True, request_handler=Handler,
+                             ssl_context=certificate)
+    except OSError as error:
+        sys.exit(f'Cannot use {certificate} ({error.strerror}): correct certificate in server.py.')
+    if certificate:    # a request's own thread does the TLS handshake, so that a slow one stops no other
+        server.socket.do_handshake_on_connect = False
+    if not access_key:
+        log.warning('no access_key is set: anybody who reaches this server may read the data')
+    url = f'{"https" if certificate else "http"}://{lan_address()}:{port}'
+    print(f' * Serving data on: {url}')
+    print(f' * DCP results endpoint: {url}/dcp-results')
+    print(" * Serving Flask app 'server'")
+    print(' * Debug mode: off', flush=True)
+    server.serve_forever()
+
+
 class Handler(WSGIRequestHandler):
-    """Werkzeug's, but a malformed request makes one line in the log, and that without the access key."""
+    """Reads requests as Werkzeug does, but logs a malformed one in a single line, without the access key."""
 
     timeout = 60    # seconds; a worker that vanished must not keep its thread for ever
 
     def make_environ(self):
+        """Refuse a malformed address, which Werkzeug would answer with a traceback in the log."""
         try:
             return super().make_environ()
-        except ValueError:    # a malformed address
-            self.send_error(400)
-            raise ConnectionAbortedError from None    # which ends the connection
+        except ValueError:
+            self.send_error(400)    # calls log_error()
+            raise ConnectionAbortedError from None    # to Werkzeug: this connection is over
 
     def log_request(self, *_):
-        pass
+        pass    # Werkzeug's own fails at such an address
 
     def log_error(self, *_):
         note_refusal(self.client_address[0], 'malformed or unfinished request')
@@ -307,35 +351,6 @@ def lan_address():
             return probe.getsockname()[0]
         except OSError:
             return '127.0.0.1'
-
-
-def main():
-    try:
-        data_file.open('rb').close()
-    except OSError as error:
-        sys.exit(f'Cannot read {data_file} ({error.strerror}): put the data there, or change data_file.')
-    try:
-        results_folder.mkdir(exist_ok=True)
-        tempfile.TemporaryFile(dir=results_folder).close()
-    except OSError as error:
-        sys.exit(f'Cannot write to {results_folder} ({error.strerror}): make it a folder that you may use.')
-    try:
-        listener = socket.create_server(('', port))
-    except OSError as error:
-        sys.exit(f'Cannot use port {port} ({error.strerror}): stop what uses it, or change port.')
-    try:
-        server = make_server('', port, app, threaded=True, request_handler=Handler, ssl_context=certificate,
-                             fd=listener.fileno())
-    except OSError as error:
-        sys.exit(f'Cannot use the certificate {certificate} ({error.strerror}): see certificate above.')
-    if certificate:
-        server.socket.do_handshake_on_connect = False    # but in a thread: a slow one must not stop all
-    url = f'{"https" if certificate else "http"}://{lan_address()}:{port}'
-    print(f' * Serving data on: {url}')
-    print(f' * DCP results endpoint: {url}/dcp-results')
-    print(" * Serving Flask app 'server'")
-    print(' * Debug mode: off', flush=True)
-    server.serve_forever()
 
 
 if __name__ == '__main__':

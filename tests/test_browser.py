@@ -133,7 +133,7 @@ def test_job_whose_slices_all_failed_is_shown(served, show):
     store_scores(served, 0.6, job='earlier')
     served.post(1, {'errorCode': 'EUNCAUGHT', 'message': 'no', 'stack': ''}, 'later')
     page = show(served)
-    expect(page.get_by_text('Slice 1: work function failed: no')).to_be_visible()
+    expect(page.get_by_text("Slice 1: work function failed: 'no'")).to_be_visible()
     expect(page.locator('#stored')).to_have_text('0')
 
 

@@ -23,6 +23,7 @@ PLAIN = ['text', ' ', "it's", ',', '\\', '1', 'null', 'say "x"', '"', 'Psoriasis
 UNPRINTABLE = ['a\tb', 'a\nb', '7\t8', '\njob1\t8\tx\n', 'a\rb', 'a\r\nb', '\0', '\x1b[31m', '\u2028',
                '\ufeff', '\ud83d']
 FORMULAS = ['=1+1', '+1', '-1', '@x']
+NO_KEY = 'no access_key is set: anybody who reaches this server may read the data'
 
 
 # ---- start and end ----
@@ -36,7 +37,7 @@ def test_start_prints_four_lines_and_ctrl_c_ends_without_a_traceback(project):
     assert server.lines[1:] == [f' * DCP results endpoint: {url}/dcp-results',
                                 " * Serving Flask app 'server'", ' * Debug mode: off']
     assert server.status == 0
-    assert len(server.errors) == 1    # the result
+    assert [line[9:] for line in server.errors] == [NO_KEY, '127.0.0.1 slice 1: Result received']
 
 
 def test_printed_address_is_reached(one_server, monkeypatch):
@@ -82,10 +83,6 @@ def write_protect_results(project):
     (project.folder / 'results').symlink_to('/proc')
 
 
-def occupy_port(project):
-    project.listener = socket.create_server(('', project.port))
-
-
 def name_no_certificate(project):
     project.edit('server.py', 'certificate = None', "certificate = ('cert.pem', 'key.pem')")
 
@@ -97,12 +94,11 @@ def name_text_as_certificate(project):
 
 
 @pytest.mark.parametrize('spoil, line', [
-    (remove_data, 'Cannot read .*GSE57383_ps_psa.txt .*: put the data there'),
+    (remove_data, 'There is no .*GSE57383_ps_psa.txt: put the data there'),
     (write_protect_results, 'Cannot write to .*results .*: make it a folder'),
     (put_a_file_in_place_of_results, 'Cannot write to .*results .*: make it a folder'),
-    (occupy_port, r'Cannot use port \d+ .*: stop what uses it, or change port'),
-    (name_no_certificate, 'Cannot use the certificate .*: see certificate'),
-    (name_text_as_certificate, 'Cannot use the certificate .*: see certificate'),
+    (name_no_certificate, 'Cannot use .*cert.pem.*: correct certificate'),
+    (name_text_as_certificate, 'Cannot use .*cert.pem.*: correct certificate'),
 ])
 def test_server_that_cannot_start_says_what_to_do(project, spoil, line):
     spoil(project)
@@ -110,6 +106,13 @@ def test_server_that_cannot_start_says_what_to_do(project, spoil, line):
     server.wait(20)
     assert (server.status, server.lines, len(server.errors)) == (1, [], 1), server.output
     assert re.match(line, server.errors[0])
+
+
+def test_port_that_is_in_use_is_told(project):
+    with socket.create_server(('0.0.0.0', project.port)):
+        server = project.run('server.py')
+    assert server.status == 1 and not server.lines and 'Traceback' not in server.output
+    assert f'Port {project.port} is in use by another program' in server.output
 
 
 # ---- the data ----
@@ -124,9 +127,8 @@ def test_data_is_served_byte_for_byte_as_plain_text(server, tmp_path, data):
     assert text.encode() == data
 
 
-def test_health_tells_of_the_data_and_of_where_results_go(server, tmp_path):
-    health = {'data_file': 'GSE57383_ps_psa.txt', 'data_file_exists': True,
-              'results_folder': str(server.folder / 'results')}
+def test_health_tells_whether_the_data_is_there(server, tmp_path):
+    health = {'data_file': 'GSE57383_ps_psa.txt', 'data_file_exists': True}
     assert json.loads(server.request('/health')[1]) == health
     server.module.data_file = tmp_path / 'none.txt'
     assert json.loads(server.request('/health')[1])['data_file_exists'] is False
@@ -208,7 +210,7 @@ def test_text_that_a_spreadsheet_would_run_is_stored_in_quotes(server):
 
 def test_error_of_a_work_function_is_told_and_not_stored(server, caplog):
     caplog.set_level(logging.INFO)
-    answer = r'work function failed: sample 3 has\nno number \u2718'
+    answer = r"work function failed: 'sample 3 has\nno number ✘'"
     assert server.post(7, ERROR) == (200, answer)
     assert caplog.messages == [f'127.0.0.1 slice 7: {answer}']
     assert server.report()['failed'] == {'7': answer}
@@ -270,7 +272,7 @@ def test_report_tells_what_is_stored_what_failed_and_what_was_seen(server):
     refusal = report.pop('last_refusal')
     assert re.fullmatch(r"127\.0\.0\.1 'GET /nothing' refused: 404 .*", refusal)
     assert report == {'slices': [1, 2, 12, 9999999999999999], 'fetches': 1, 'refusals': 1,
-                      'failed': {'3': 'work function failed: no such gene'}}
+                      'failed': {'3': "work function failed: 'no such gene'"}}
 
 
 def test_results_files_are_listed_the_newest_first(server):
@@ -281,7 +283,7 @@ def test_results_files_are_listed_the_newest_first(server):
     listed = json.loads(server.request('/results')[1])
     assert [(file['name'], file['job'], file['size']) for file in listed['files']] == [
         (path.name, job, path.stat().st_size) for path, job in zip(server.results()[1::-1], ('job2', 'job1'))]
-    assert listed['failed']['job2'] == {'7': 'work function failed: no'}
+    assert listed['failed']['job2'] == {'7': "work function failed: 'no'"}
 
 
 def test_new_part_of_a_results_file_can_be_asked_for(server):
@@ -301,8 +303,9 @@ def test_log_has_one_line_per_result_and_per_refused_request(served):
     served.post('x', SCORES)
     served.request('/nothing')
     served.server.stop()
-    ends = ['slice 7: Result received', "'POST /dcp-results' refused: 400 element is not a slice number",
-            "'GET /nothing' refused: 404 .*"]
+    ends = [NO_KEY, r'127\.0\.0\.1 slice 7: Result received',
+            r"127\.0\.0\.1 'POST /dcp-results' refused: 400 element is not a slice number",
+            r"127\.0\.0\.1 'GET /nothing' refused: 404 .*"]
     assert len(served.server.errors) == len(ends), served.server.output
     for line, end in zip(served.server.errors, ends):
-        assert re.fullmatch(rf'\d\d:\d\d:\d\d 127\.0\.0\.1 {end}', line)
+        assert re.fullmatch(rf'\d\d:\d\d:\d\d {end}', line)

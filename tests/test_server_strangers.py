@@ -41,7 +41,8 @@ def serving(folder, **settings):
 
 
 def is_log_line(line):
-    return re.fullmatch(r'\d\d:\d\d:\d\d 127\.0\.0\.1 .+', line) and line.isprintable() and len(line) < 400
+    start = r'\d\d:\d\d:\d\d (127\.0\.0\.1|no access_key is set:) .+'
+    return re.fullmatch(start, line) and line.isprintable() and len(line) < 400
 
 
 def files(project):

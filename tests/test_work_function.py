@@ -82,7 +82,7 @@ def every_sample_twice(phenotypes, matrix):
 
 
 def one_sample_far_off(phenotypes, matrix):
-    matrix[3] += 1e6    # dwarfs the others if it standardises them while it is held out
+    matrix[3] += 1e6
 
 
 def six_times_as_much_arthritis(phenotypes, matrix):
@@ -97,21 +97,21 @@ def as_many_of_each_class(phenotypes, matrix):
     phenotypes[:] = [PS, PSA] * 20    # of 400 pairs: areas like 0.0175, halfway between two printed numbers
 
 
-# The shipped file has two decimals: in one probeset, many a sample is equally near to samples of both classes
-# and rounding errors may decide. So signatures of a single probeset are tried on other data, of six decimals.
+# Where both classes fit equally well, rounding errors may decide. That happens to signatures of one probeset if
+# it is constant, or has as few decimals as the shipped file. So these are tried on other data, of six decimals.
 DATA = {
     'the shipped file': (SHIPPED, input_set(30)),
     'noise': (table(60, 200), input_set(30, 1, 9)),
     'planted signal': (table(60, 200, 200), input_set(20, 5, 25)),
     'short signatures': (table(60, 200, 20), input_set(30, 1, 3)),
     '20 samples': (table(20), input_set(20, 1, 6)),
-    **{change.__name__: (table(samples, probesets, 2, change), input_set(20, 1, 6))
-       for change, samples, probesets in (
-           (constant_probeset, 40, 6), (constant_probeset_of_raw_intensities, 40, 6),
-           (constant_but_for_one_sample, 40, 6), (two_identical_probesets, 40, 6),
-           (every_sample_twice, 40, 40), (one_sample_far_off, 40, 40),
-           (six_times_as_much_arthritis, 70, 40), (two_of_one_class, 20, 40),
-           (as_many_of_each_class, 40, 40))},
+    **{change.__name__: (table(samples, probesets, 2, change), input_set(20, shortest, 6))
+       for change, samples, probesets, shortest in (
+           (constant_probeset, 40, 6, 2), (constant_probeset_of_raw_intensities, 40, 6, 2),
+           (constant_but_for_one_sample, 40, 6, 2), (two_identical_probesets, 40, 6, 1),
+           (every_sample_twice, 40, 40, 1), (one_sample_far_off, 40, 40, 1),
+           (six_times_as_much_arthritis, 70, 40, 1), (two_of_one_class, 20, 40, 1),
+           (as_many_of_each_class, 40, 40, 1))},
 }
 
 
@@ -122,7 +122,7 @@ def results_of(name, engine='V8'):
 
 @pytest.mark.parametrize('name', DATA)
 def test_every_printed_digit_is_what_another_implementation_gets(name):
-    """The oracle standardises and learns on the training folds alone, so that a leak would show here."""
+    """The oracle learns from the other folds alone, so that a leak would show here."""
     data, slices = DATA[name]
     whole_table = oracle.read(data)
     for numbers, result in zip(slices, results_of(name)):
@@ -140,12 +140,10 @@ def test_signal_is_found_where_there_is_one_and_only_there(name, lowest, highest
     assert all(lowest < np.mean(values) < highest for values in scores)
 
 
-def test_progress_is_reported_in_each_fold():
+def test_progress_is_reported_for_each_classifier():
     """DCP takes a slice back if nothing is heard of it for 30 s."""
     (outcome,) = compute(table(), input_set(1))
-    progress = outcome['progress']
-    assert len(progress) >= 10 and progress == sorted(set(progress))
-    assert 0 <= progress[0] and progress[-1] <= 1
+    assert len(outcome['progress']) == 3
 
 
 # ---- the table ----
@@ -250,9 +248,9 @@ def with_classifier(code):
 
 
 def test_fourth_classifier_is_scored_and_takes_part_in_the_ensemble(monkeypatch):
-    source = with_classifier('farthest: (row, rows) => -Math.max(...rows.map((far) => distance(row, far)))')
+    source = with_classifier('farthest: (row, rows) => Math.min(...rows.map((far) => similarity(row, far)))')
     monkeypatch.setattr(oracle, 'CLASSIFIERS', {
-        'farthest': lambda rows, known: -cdist(rows, known, 'sqeuclidean').max(axis=1), **oracle.CLASSIFIERS})
+        'farthest': lambda rows, known: -cdist(rows, known, 'sqeuclidean').max(axis=1) / 2, **oracle.CLASSIFIERS})
     data, slices = table(), input_set()
     expected = [oracle.score(oracle.read(data), numbers) for numbers in slices]
     assert results(data, slices, source=source) == expected
