@@ -164,10 +164,11 @@ def main():
     except SystemExit as problem:    # from stop()
         outcome = cancel_job()
         sys.exit(f'{outcome}: {problem}')
+    n_slices = len(slices)
     stored = ask_server()['slices']
-    missing = [number for number in range(1, len(slices) + 1) if number not in stored]
+    missing = [number for number in range(1, n_slices + 1) if number not in stored]
     if missing:
-        sys.exit(f'{len(missing)} of {len(slices)} slices have no result: {missing[:20]}')
+        sys.exit(f'{len(missing)} of {n_slices} slices have no result: {missing[:20]}')
     print('Done.')
 
 

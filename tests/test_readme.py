@@ -128,6 +128,12 @@ def test_requirements_are_the_packages_that_the_readme_names():
     assert names == {'dcp', 'pythonmonkey', 'nest-asyncio2', 'flask', 'numpy', 'scipy', 'pytest'}
 
 
+def test_first_lines_of_the_data_are_those_of_the_readme():
+    with open(PROJECT / 'input' / 'GSE57383_ps_psa.txt') as file:
+        lines = [next(file).split('\t')[:3] + ['...'] for _ in range(3)]
+    assert [re.split(' {2,}', line) for line in block('phenotype')] == lines
+
+
 # Results
 
 def test_results_are_those_of_the_readme():
@@ -207,7 +213,7 @@ def test_results_do_not_pass_through_the_scheduler(said):
     answers = {message['data']['result'] for message in said['messages']
                if message['from'] == 'worker' and message['operation'] == 'result'}
     assert {unquote(answer).rpartition(',')[2] for answer in answers} == {
-        'Result received', 'work function failed: thrown in a slice'}
+        'Result received', "work function failed: 'thrown in a slice'"}
 
 
 @pytest.mark.parametrize('what, words', [

@@ -142,14 +142,15 @@ NO_NEWS = "No news for 5 s: server.py refused a request: 127.0.0.1 'GET "
 SLIPS = {    # how the copy is made; what is changed in it; the line that says so
     'no such code': (same, ROUTE, CODE_DIFF, 'remote-job.py', 'js?key', 'mjs?key',
                      NO_NEWS + "/input/search_signatures.mjs' refused: 404"),
-    'no such slice': (with_input_files, ROUTE, LIST_DIFF, 'remote-job.py', 'in range(1, n', 'in range(0, n',
+    'no such slice': (with_input_files, ROUTE, LIST_DIFF, 'remote-job.py',
+                      'in range(1, n_signatures', 'in range(0, n_signatures',
                       NO_NEWS + "/input/signature-0.txt' refused: 404"),
     'semicolon': (same, ROUTE, CODE_DIFF, 'remote-job.py', "\n}'''", "\n};'''",
                   '^The work function does not compile, see line 95: '),
     'content type': (same, ROUTE, CODE_DIFF, 'server.py', "'input', name, mimetype='text/plain'",
                      "'input', name, mimetype='application/json'", 'A worker failed: JSON.parse: '),
     'plain strings': (with_input_files, ROUTE, LIST_DIFF, 'remote-job.py', "    pm.new('URL')(f'", "    (f'",
-                      "✘ Slice 1: work function failed: 'no such probeset in the data, or the slice is an a"),
+                      "✘ Slice 1: work function failed: 'the slice is no list of probesets'"),
 }
 
 
@@ -290,7 +291,7 @@ def test_slip_is_told_in_a_line(jobs, name):
 
 def test_sites_score_the_same_signatures_on_their_own_samples(done):
     kitchen, both = done(SITES)
-    assert both.lines.count('Done.') == 2
+    assert both.output.count('Done.') == 2    # perhaps amid a line of the other job
     north, south = kitchen.rows('north'), kitchen.rows('south')
     assert [len(north), len(south)] == [10, 10]
     assert [{row['samples'] for row in site.values()} for site in (north, south)] == [{'40'}, {'20'}]
