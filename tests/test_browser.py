@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from .project import PROJECT
+from .project import PROJECT, Project
 
 playwright = pytest.importorskip('playwright.sync_api', reason='tests/requirements.txt is not installed')
 expect = playwright.expect
@@ -37,35 +37,59 @@ def browser(one_server):
         browser.close()
 
 
+@pytest.fixture(scope='module')
+def tab(browser):
+    """One tab for all tests, because a new one costs more than most of them."""
+    tab = browser.new_page()
+    tab.set_default_timeout(20_000)
+    yield tab
+    tab.close()
+
+
 @pytest.fixture
-def project(project):
-    add_page(project)
-    return project
+def show(tab):
+    """Open the results page of a project. Its script must not fail."""
+    errors, note = [], lambda error: errors.append(error)
+    tab.on('pageerror', note)
+
+    def show(project, width=1280, height=720):
+        tab.set_viewport_size({'width': width, 'height': height})
+        tab.goto(project.url)
+        return tab
+
+    yield show
+    tab.goto('about:blank')
+    tab.remove_listener('pageerror', note)
+    assert not errors
 
 
 def add_page(project):
     """Copy the results page to a project, which has only what a job leaves in its folder of results."""
     (project.folder / 'results').mkdir(exist_ok=True)
     shutil.copy(PROJECT / 'results' / 'page.html', project.folder / 'results')
+    return project
 
 
 @pytest.fixture
-def show(browser):
-    """Open the results page of a project. Its script must not fail."""
-    contexts, errors = [], []
+def project(project):
+    return add_page(project)
 
-    def show(project, **options):
-        contexts.append(browser.new_context(**options))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(20_000)
-        page.on('pageerror', lambda error: errors.append(error))
-        page.goto(project.url)
-        return page
 
-    yield show
-    for context in contexts:
-        context.close()
-    assert not errors
+@pytest.fixture(scope='module')
+def server(one_server):
+    """A running server for the tests of one job, which the page shows because it is the newest one."""
+    return add_page(one_server)
+
+
+@pytest.fixture(scope='module')
+def locked(tmp_path_factory):
+    """A project whose server wants an access key."""
+    project = add_page(Project(tmp_path_factory.mktemp('locked') / 'project'))
+    project.edit('server.py', "access_key = ''", "access_key = 'SesameOpen'")
+    project.server = project.serve()
+    store_scores(project, 0.6, key='SesameOpen')
+    yield project
+    project.stop()
 
 
 def store_scores(project, *aucs, first=1, **more):
@@ -113,7 +137,7 @@ def test_what_went_wrong_is_said_in_words(served, show):
     served.post(9, failure)
     served.request('/nothing')
     expect(page.locator('#failed')).to_have_text('2')
-    expect(page.get_by_text('Slice 8, 9: work function failed: sample 3 has no number')).to_be_visible()
+    expect(page.get_by_text("Slice 8, 9: work function failed: 'sample 3 has no number'")).to_be_visible()
     last_refusal = re.compile("^Last refusal: 127.0.0.1 'GET /nothing' refused: 404")
     expect(page.get_by_text(last_refusal)).to_be_visible()
     store_scores(served, 0.7, first=8)    # mended, and computed again
@@ -129,18 +153,18 @@ def test_what_went_wrong_is_said_in_words(served, show):
     expect(page.get_by_text('The server does not answer')).to_be_hidden()
 
 
-def test_job_whose_slices_all_failed_is_shown(served, show):
-    store_scores(served, 0.6, job='earlier')
-    served.post(1, {'errorCode': 'EUNCAUGHT', 'message': 'no', 'stack': ''}, 'later')
-    page = show(served)
+def test_job_whose_slices_all_failed_is_shown(server, show, job):
+    store_scores(server, 0.6, job=job + 'earlier')
+    server.post(1, {'errorCode': 'EUNCAUGHT', 'message': 'no', 'stack': ''}, job)
+    page = show(server)
     expect(page.get_by_text("Slice 1: work function failed: 'no'")).to_be_visible()
     expect(page.locator('#stored')).to_have_text('0')
 
 
-def test_table_sorts_by_any_column_by_mouse_and_keyboard(served, show):
+def test_table_sorts_by_any_column_by_mouse_and_keyboard(server, show, job):
     for slice_number, (name, auc) in enumerate([('b', 0.9), ('c', 0.10), ('a', None), ('d', 1e-3)], 1):
-        served.post(slice_number, {'auc': auc, 'name': name})
-    page = show(served)
+        server.post(slice_number, {'auc': auc, 'name': name}, job)
+    page = show(server)
     expect(first_column(page)).to_have_text(['1', '2', '4', '3'])    # no number: last, whatever the direction
     page.get_by_role('button', name='auc').click()
     expect(first_column(page)).to_have_text(['4', '2', '1', '3'])
@@ -155,10 +179,10 @@ def test_table_sorts_by_any_column_by_mouse_and_keyboard(served, show):
     expect(first_column(page)).to_have_text(['1', '2', '3', '4'])
 
 
-def test_row_is_found_and_shown_whole(served, show):
-    store_scores(served, *[0.5 + number / 100 for number in range(30)])
-    served.post(31, {'probesets': 'X' * 500, 'accuracy': 1 / 3, 'auc': 0.1})
-    page = show(served)
+def test_row_is_found_and_shown_whole(server, show, job):
+    store_scores(server, *[0.5 + number / 100 for number in range(30)], job=job)
+    server.post(31, {'probesets': 'X' * 500, 'accuracy': 1 / 3, 'auc': 0.1}, job)
+    page = show(server)
     expect(page.get_by_text('page 1 of 2')).to_be_visible()
     page.get_by_role('button', name='Next').press('Enter')
     expect(first_column(page)).to_have_text(['5', '4', '3', '2', '1', '31'])
@@ -175,10 +199,10 @@ def test_row_is_found_and_shown_whole(served, show):
     expect(page.get_by_role('dialog', name='Slice 31')).to_be_visible()
 
 
-def test_histogram_shows_any_column_of_numbers(served, show):
-    store_scores(served, 0.5, 0.5, 0.9)
-    served.post(4, {'probesets': 'z', 'accuracy': 12, 'auc': 0.7})
-    page = show(served)
+def test_histogram_shows_any_column_of_numbers(server, show, job):
+    store_scores(server, 0.5, 0.5, 0.9, job=job)
+    server.post(4, {'probesets': 'z', 'accuracy': 12, 'auc': 0.7}, job)
+    page = show(server)
     expect(page.get_by_label('How the slices did').locator('option')).to_have_text(['accuracy', 'auc'])
     expect(page.get_by_text('Slices in the tallest: 2.')).to_be_visible()
     page.get_by_label('How the slices did').select_option('accuracy')
@@ -191,41 +215,43 @@ def test_histogram_shows_any_column_of_numbers(served, show):
     [{'slice': 7, 'job': 'j'}], [{'x': 1e300}, {'x': -1e300}, {'x': 1e-320}],
     [{f'column {i}': i for i in range(300)}]],
     ids=lambda results: str(results)[:30])
-def test_page_shows_whatever_a_work_function_returns(one_server, show, job, results):
-    add_page(one_server)
+def test_page_shows_whatever_a_work_function_returns(server, show, job, results):
     for slice_number, result in enumerate(results, 1):
-        one_server.post(slice_number, result, job)
-    page = show(one_server)
+        server.post(slice_number, result, job)
+    page = show(server)
     expect(page.get_by_label('Job').locator('option', has_text=job)).to_have_count(1)
     expect(page.locator('#stored')).to_have_text(str(len(results)))
     expect(first_column(page)).to_have_count(len(results))
 
 
-def test_newest_job_is_shown_and_any_other_by_choice(served, show):
-    store_scores(served, 0.6, job='first')
-    page = show(served)
+def test_newest_job_is_shown_and_any_other_by_choice(server, show, job):
+    first, second = job, job + '2'
+    store_scores(server, 0.6, job=first)
+    page = show(server)
     expect(first_column(page)).to_have_text(['1'])
-    store_scores(served, 0.6, 0.7, job='second')
+    store_scores(server, 0.6, 0.7, job=second)
     expect(first_column(page)).to_have_text(['2', '1'])
-    page.get_by_label('Job').select_option('job first')
+    page.get_by_label('Job').select_option(f'job {first}')
     expect(first_column(page)).to_have_text(['1'])
-    store_scores(served, 0.8, first=5, job='second')
-    store_scores(served, 0.8, first=2, job='first')
+    store_scores(server, 0.8, first=5, job=second)
+    store_scores(server, 0.8, first=2, job=first)
     expect(first_column(page)).to_have_text(['2', '1'])
     page.get_by_label('Job').select_option('the newest')
     expect(page.locator('#stored')).to_have_text('3')
 
 
-def test_files_of_a_job_are_read_together_and_a_repeated_slice_counts_once(project, show):
-    header, line = 'job\tslice\tname\tauc\n', 'job1\t{}\t"a ""quoted"" name"\t{}\n'
-    results = project.folder / 'results'
+def test_files_of_a_job_are_read_together_and_a_repeated_slice_counts_once(server, show, job):
+    header, line = 'job\tslice\tname\tauc\n', job + '\t{}\t"a ""quoted"" name"\t{}\n'
+    results = server.folder / 'results'
     (results / 'a_010126_000000.txt').write_text(header + line.format(1, 0.5) + line.format(2, 0.6))
-    (results / 'a_010126_000001.txt').write_text('job\tslice\tauc\tmore\n' 'job1\t2\t0.6\tx\n'
-                                                 'job1\t3\t0.7\ty\n' 'job1\t4\t0.8')
+    (results / 'a_010126_000001.txt').write_text('job\tslice\tauc\tmore\n' f'{job}\t2\t0.6\tx\n'
+                                                 f'{job}\t3\t0.7\ty\n' f'{job}\t4\t0.8')
     (results / 'notes.txt').write_text('Not a table\nof results\n')
-    project.serve()
-    page = show(project)
-    expect(page.get_by_label('Job').locator('option')).to_have_text(['the newest', 'job1, 2026-01-01 00:00'])
+    assert server.stored(job) == [1, 2, 3]    # and now it knows of the job
+    page = show(server)
+    options = page.get_by_label('Job').locator('option')
+    expect(options.nth(0)).to_have_text('the newest')
+    expect(options.nth(1)).to_have_text(f'{job}, 2026-01-01 00:00')
     expect(first_column(page)).to_have_text(['3', '2', '1'])    # half a line does not count
     expect(page.locator('thead th')).to_have_text(['slice', 'auc ▼', 'name', 'more'])
     expect(page.locator('tbody tr').nth(2).locator('td')).to_have_text(['1', '0.5', 'a "quoted" name', ''])
@@ -234,36 +260,37 @@ def test_files_of_a_job_are_read_together_and_a_repeated_slice_counts_once(proje
     assert Path(download.value.path()).read_bytes() == (results / 'a_010126_000000.txt').read_bytes()
 
 
-def test_fifty_thousand_slices_open_at_once_and_are_followed(project, show):
-    """Half a second on an idle machine; a machine that runs tests gets ten times as long."""
+def test_twenty_thousand_slices_open_at_once_and_are_followed(server, show, job):
+    """A quarter of a second on an idle machine; a machine that runs tests gets ten times as long."""
     columns = ['probesets', *(f'score {k}' for k in range(8))]
-    lines = ['\t'.join(['job1', str(i), ', '.join(f'simulated_{i * k % 12000:05}' for k in range(1, 8)),
+    lines = ['\t'.join([job, str(i), ', '.join(f'simulated_{i * k % 12000:05}' for k in range(1, 8)),
                         *(f'{i * k % 1009 / 2000:.4f}' for k in range(1, 9))]) for i in range(1, 50_001)]
-    path = project.folder / 'results' / 'a_010126_000000.txt'
+    path = server.folder / 'results' / 'many_010126_000000.txt'
     path.write_text('\n'.join(['\t'.join(['job', 'slice', *columns]), *lines, '']))
-    project.serve()
-    page = show(project)
+    assert len(server.stored(job)) == 50_000
+    page = show(server)
     expect(page.locator('#stored')).to_have_text('50,000', timeout=5000)
     expect(page.locator('tbody tr')).to_have_count(25)
     with open(path, 'a') as file:
-        file.write('job1\t50001\tthe last one' + '\t9' * 8 + '\n')
+        file.write(f'{job}\t50001\tthe last one' + '\t9' * 8 + '\n')
     expect(page.locator('#stored')).to_have_text('50,001', timeout=5000)
     expect(first_column(page).first).to_have_text('50001')
     page.get_by_role('button', name='score 0').click(timeout=5000)
     page.get_by_label('Search').fill('simulated_00007, simulated_00014')
     expect(page.locator('#matches')).to_have_text('5 of 50,001', timeout=5000)
+    path.unlink()    # other tests of this server need not read it
 
 
-def test_hostile_results_are_shown_as_text(served, show):
+def test_hostile_results_are_shown_as_text(server, show, job):
     for slice_number, text in enumerate(HOSTILE, 1):
-        served.post(slice_number, {'name': text, 'value': slice_number})
-    served.post(9, {'name': 'M' * 1_000_000, 'value': 0})
-    served.post(10, {'errorCode': 'E', 'message': HOSTILE[0], 'stack': ''})
-    served.post(1, {name: '<b>1</b>' for name in HOSTILE}, job='columns')
-    page = show(served)
+        server.post(slice_number, {'name': text, 'value': slice_number}, job)
+    server.post(9, {'name': 'M' * 1_000_000, 'value': 0}, job)
+    server.post(10, {'errorCode': 'E', 'message': HOSTILE[0], 'stack': ''}, job)
+    server.post(1, {name: '<b>1</b>' for name in HOSTILE}, job=job + 'columns')
+    page = show(server)
     expect(page.locator('tbody td')).to_have_count(1 + len(HOSTILE))
     expect(page.locator('thead')).to_contain_text(HOSTILE[0])
-    page.get_by_label('Job').select_option('job job1')
+    page.get_by_label('Job').select_option(f'job {job}')
     expect(page.locator('#stored')).to_have_text('9')
     as_in_the_file = [*HOSTILE[:2], json.dumps(HOSTILE[2]), *HOSTILE[3:6], json.dumps(HOSTILE[6])]
     for text in as_in_the_file:
@@ -276,18 +303,15 @@ def test_hostile_results_are_shown_as_text(served, show):
     assert page.locator('main img, main script, main b:not(#histogram b)').count() == 0
 
 
-def test_policy_lets_the_page_ask_nobody_but_its_own_server(served, show):
-    page = show(served)
-    elsewhere = f'http://127.0.0.2:{served.port}/health'
+def test_policy_lets_the_page_ask_nobody_but_its_own_server(server, show):
+    page = show(server)
+    elsewhere = f'http://127.0.0.2:{server.port}/health'
     fetching = page.evaluate('(address) => fetch(address, { mode: "no-cors" }).catch(String)', elsewhere)
     assert fetching == 'TypeError: Failed to fetch'
 
 
-def test_access_key_is_asked_for_once_and_kept_out_of_addresses_and_logs(project, show):
-    project.edit('server.py', "access_key = ''", "access_key = 'SesameOpen'")
-    server = project.serve()
-    store_scores(project, 0.6, key='SesameOpen')
-    page, addresses = show(project), []
+def test_access_key_is_asked_for_once_and_kept_out_of_addresses_and_logs(locked, show):
+    page, addresses = show(locked), []
     page.on('request', lambda request: addresses.append(request.url))
     page.get_by_label('Access key').fill('SesameShut')
     page.keyboard.press('Enter')
@@ -299,46 +323,44 @@ def test_access_key_is_asked_for_once_and_kept_out_of_addresses_and_logs(project
     expect(page.get_by_label('Access key')).to_be_hidden()
     with page.expect_download() as download:
         page.get_by_role('link').click()
-    assert Path(download.value.path()).read_bytes() == project.results()[0].read_bytes()
+    assert Path(download.value.path()).read_bytes() == locked.results()[0].read_bytes()
     page.reload()
     expect(first_column(page)).to_have_text(['1'])
     assert any('/results' in address for address in addresses)
-    assert not [text for text in [*addresses, page.url, *server.errors] if 'Sesame' in text]
+    assert not [text for text in [*addresses, page.url, *locked.server.errors] if 'Sesame' in text]
 
 
-def test_results_need_the_access_key(project):
-    project.edit('server.py', "access_key = ''", "access_key = 'SesameOpen'")
-    server = project.serve()
-    store_scores(project, 0.6, key='SesameOpen')
-    name = f'/results/{project.results()[0].name}'
+def test_results_need_the_access_key(locked):
+    name = f'/results/{locked.results()[0].name}'
     key = {'Authorization': 'Bearer SesameOpen'}
     for path, status in [('/results', 403), (name, 403)]:
-        assert project.request(path)[0] == status
-        assert project.request(path, headers={'Authorization': 'Bearer SesameShut'})[0] == 403
-        assert project.request(path, headers={**key, 'Origin': 'https://dcp.example'})[0] == 403
-        assert project.request(path, headers=key)[0] == 200
-    assert project.request(name, headers={**key, 'Range': 'bytes=4-8'})[1] == 'slice'
-    assert not [line for line in server.errors if 'Sesame' in line]
+        assert locked.request(path)[0] == status
+        assert locked.request(path, headers={'Authorization': 'Bearer SesameShut'})[0] == 403
+        assert locked.request(path, headers={**key, 'Origin': 'https://dcp.example'})[0] == 403
+        assert locked.request(path, headers=key)[0] == 200
+    assert locked.request(name, headers={**key, 'Range': 'bytes=4-8'})[1] == 'slice'
+    assert not [line for line in locked.server.errors if 'Sesame' in line]
 
 
 @pytest.mark.parametrize('path', ['/results/..%2fserver.txt', '/results/%2e%2e/requirements.txt',
                                   '/results//etc/hosts.txt', '/results/no.txt'])
-def test_nothing_but_results_is_sent(served, path):
-    (served.folder / 'server.txt').write_text('secret')
-    assert served.request(path)[0] == 404
+def test_nothing_but_results_is_sent(server, path):
+    (server.folder / 'server.txt').write_text('secret')
+    assert server.request(path)[0] == 404
 
 
-@pytest.mark.parametrize('scheme, paper', [('light', 'rgb(244, 246, 248)'), ('dark', 'rgb(20, 24, 29)')])
-def test_page_fits_a_phone_in_either_scheme(served, show, scheme, paper):
-    store_scores(served, 0.6, 0.7)
-    served.post(3, {'probesets': 'Y' * 5000, 'accuracy': 1, 'auc': 0.8})
-    served.request('/' + 'nothing' * 30)
-    page = show(served, viewport={'width': 360, 'height': 700}, color_scheme=scheme)
+def test_page_fits_a_phone_in_either_scheme(server, show, job):
+    store_scores(server, 0.6, 0.7, job=job)
+    server.post(3, {'probesets': 'Y' * 5000, 'accuracy': 1, 'auc': 0.8}, job)
+    server.request('/' + 'nothing' * 30)
+    page = show(server, width=360, height=700)
     expect(first_column(page)).to_have_text(['3', '2', '1'])
-    assert page.evaluate('document.documentElement.scrollWidth') <= 360
-    expect(page.locator('body')).to_have_css('background-color', paper)
-    box = page.get_by_role('columnheader', name='auc').bounding_box()
-    assert box['x'] + box['width'] <= 360    # what the table is sorted by is in sight
+    for scheme, paper in [('dark', 'rgb(20, 24, 29)'), ('light', 'rgb(244, 246, 248)')]:
+        page.emulate_media(color_scheme=scheme)
+        expect(page.locator('body')).to_have_css('background-color', paper)
+        assert page.evaluate('document.documentElement.scrollWidth') <= 360
+        box = page.get_by_role('columnheader', name='auc').bounding_box()
+        assert box['x'] + box['width'] <= 360    # what the table is sorted by is in sight
 
 
 # ---- a browser worker ----
@@ -353,35 +375,29 @@ FAILED = ['TypeError: Failed to fetch'] * 2
 
 
 @pytest.fixture
-def work(browser, one_server, job):
+def work(tab, one_server, job):
     """Fetch and post as a worker in a page does. Return both answers, and the lines of the console."""
-    contexts = []
 
     def work(origin, host, permissions):
-        contexts.append(browser.new_context())
-        contexts[-1].grant_permissions(permissions, origin=origin)
-        page, console = contexts[-1].new_page(), []
-        page.on('console', lambda message: console.append(message.text))
-        page.route(f'{origin}/**', lambda route: route.fulfill(body='a worker', content_type='text/html'))
-        page.goto(origin)
-        answers = page.evaluate(WORKER, [f'http://{host}:{one_server.port}', job])
-        page.evaluate('0')    # the console's lines have come, too
+        console, hear = [], lambda message: console.append(message.text)
+        tab.context.clear_permissions()
+        tab.context.grant_permissions(permissions, origin=origin)
+        tab.route(f'{origin}/**', lambda route: route.fulfill(body='a worker', content_type='text/html'))
+        tab.on('console', hear)
+        tab.goto(origin)
+        answers = tab.evaluate(WORKER, [f'http://{host}:{one_server.port}', job])
+        tab.evaluate('0')    # the console's lines have come, too
+        tab.remove_listener('console', hear)
         return answers, '\n'.join(console)
 
     yield work
-    for context in contexts:
-        context.close()
+    tab.unroute_all()
+    tab.context.clear_permissions()
+    tab.goto('about:blank')
 
 
 @pytest.mark.parametrize('host', ['127.0.0.1', '192.168.77.1', 'server.local'])
-def test_dcp_work_may_fetch_and_post_once_the_user_allows_it(one_server, work, job, host):
-    data = (one_server.folder / 'input' / 'GSE57383_ps_psa.txt').read_text()
-    assert work('https://dcp.work', host, ['local-network-access'])[0] == [data, 'Result received']
-    assert one_server.stored(job) == [1]
-
-
-@pytest.mark.parametrize('host', ['127.0.0.1', '192.168.77.1', 'server.local'])
-def test_browser_keeps_dcp_work_out_without_permission(one_server, work, host):
+def test_dcp_work_may_fetch_and_post_only_once_the_user_allows_it(one_server, work, job, host):
     seen_before = one_server.server.output
     answers, console = work('https://dcp.work', host, [])
     for path in ('GSE57383_ps_psa', 'dcp-results'):
@@ -390,6 +406,10 @@ def test_browser_keeps_dcp_work_out_without_permission(one_server, work, host):
                 '`local` address space.') in console
     assert answers == FAILED
     assert one_server.server.output == seen_before
+
+    data = (one_server.folder / 'input' / 'GSE57383_ps_psa.txt').read_text()
+    assert work('https://dcp.work', host, ['local-network-access'])[0] == [data, 'Result received']
+    assert one_server.stored(job) == [1]
 
 
 def test_host_name_needs_https_even_with_permission(work):
