@@ -2,16 +2,16 @@
 import asyncio, random, signal, sys
 
 # START (on a first reading, skip to KEYS)
-if not (3, 10) <= sys.version_info < (3, 15):
+if not (3, 10) <= sys.version_info < (3, 15):    # newer ones are only warned of, as they may do
     print('Tried on Python 3.10 to 3.14 only: README.md shows how to make a venv with one.', file=sys.stderr)
-    if sys.version_info < (3, 10):    # a newer one may do
+    if sys.version_info < (3, 10):
         sys.exit(1)
-signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C: no traceback. Once there is a job: see GUARDS
+signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C ends this without a traceback, until GUARDS take over
 import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp 3.4.3 imports nest_asyncio, which fails on Python 3.14
 import dcp
 import pythonmonkey as pm                       # runs JavaScript, which most of dcp is written in
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # else dcp also prints what is raised here
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # else dcp prints JavaScript's stacks, too
 
 # KEYS
 try:
@@ -21,14 +21,14 @@ try:
 except pm.SpiderMonkeyError as error:
     sys.exit(f'DCP: {error.jsError["message"].splitlines()[0]} Check network, keystores (ask dan@dcp.dev).')
 
-# DATA: workers fetch a job argument that is a JavaScript URL. DCP sees the URL, but never what is there.
+# DATA: if a job argument is a JavaScript URL, workers fetch what is there. DCP sees only the URL.
 access_key = ''    # the same as in server.py: letters and digits only
 server_url = 'http://127.0.0.1:5001'
-if not server_url.startswith(('http://', 'https://')):
-    sys.exit('server_url on line 26 must begin with http:// or https://')
+if not server_url.startswith(('http://', 'https://')) or server_url.endswith('/'):
+    sys.exit('server_url on line 26 must begin with http:// or https://, and have no / at its end')
 data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< fetched from your server
 
-# INPUT SET: a slice is a signature, as random numbers. Each picks a probeset: only workers see their names.
+# INPUT SET: a slice is a signature, as random numbers from 0 to 1. SIGNATURE makes each into a probeset.
 n_signatures = 10
 min_length, max_length = 5, 9
 random.seed(42)
@@ -36,22 +36,25 @@ lengths = [random.randint(min_length, max_length) for _ in range(n_signatures)]
 slices = [[random.random() for _ in range(length)] for length in lengths]
 
 # WORK FUNCTION: workers call work_function(slice, *arguments) for each slice. `data` is the text of the file.
-# In JavaScript, `list.map((a, i) => a + i)` is Python's `[a + i for i, a in enumerate(list)]`.
+# In JavaScript, `list.map((a, i) => a + i)` is Python's `[a + i for i, a in enumerate(list)]`: see README.md.
 work_function = r'''(slice, data) => {
   const classes = ['Psoriasis', 'Psoriatic Arthritis'];    // the phenotypes to tell apart: class 0, class 1
   const folds = 10;
-  // TABLE: a list of rows, which are lists of cells. Parsed once: a worker keeps globalThis between slices.
+  // TABLE: a list of rows, each a list of cells. Only the first slice parses it: a worker keeps globalThis.
   globalThis.table = globalThis.table || data.trimEnd().split('\n').map((line) => line.trimEnd().split('\t'));
   const [header, ...samples] = globalThis.table;
-  // SIGNATURE: each random number takes out one of the remaining probesets (splice takes out a list of 1).
-  const [, ...remaining] = header;    // without the phenotype, which is the first cell
-  const signature = slice.map((number) => remaining.splice(Math.floor(number * remaining.length), 1)[0]);
-  // SAMPLES: x has a row for each, with its values of the signature (log2); y has the class of each, 0 or 1.
-  const columns = signature.map((probeset) => header.indexOf(probeset));
-  const toNumber = (cell) => (/\d/.test(cell) ? Number(cell) : NaN);    // if it has a digit: Number('') is 0
-  const x = samples.map((sample) => columns.map((column) => toNumber(sample[column])));
+  // SIGNATURE: each number takes out one of the remaining columns: splice(i, 1)[0] is Python's pop(i).
+  const [, ...remaining] = header.keys();    // the columns' numbers, but without 0, the phenotype
+  const columns = slice.map((number) => remaining.splice(Math.floor(number * remaining.length), 1)[0]);
+  const signature = columns.map((column) => header[column]);
+  // SAMPLES: y has the class of each, 0 or 1; x has a row for each, with its values (log2) of the signature.
   const y = samples.map((sample) => classes.indexOf(sample[0]));
-  if (!x.flat().every(Number.isFinite)) throw Error('a sample has no number for a probeset of the signature');
+  const count = (label, labels) => labels.filter((other) => other === label).length;
+  const usable = count(0, y) > 1 && count(1, y) > 1 && count(0, y) + count(1, y) === y.length;
+  if (!usable) throw Error(`samples must be ${classes.join(' or ')}, two or more of each`);
+  const toNumber = (cell) => (/\d/.test(cell) ? Number(cell) : NaN);    // Number('') would be 0
+  const x = samples.map((sample) => columns.map((column) => toNumber(sample[column])));
+  if (!x.flat().every(Number.isFinite)) throw Error('too few probesets, or a sample has no number for one');
   // CLASSIFIERS: how well does a row fit the known rows of a class? As a log-likelihood, up to a constant.
   const sum = (values) => values.reduce((total, value) => total + value, 0);
   const mean = (values) => sum(values) / values.length;
@@ -61,31 +64,28 @@ work_function = r'''(slice, data) => {
   };
   const transpose = (rows) => rows[0].map((_, j) => rows.map((row) => row[j]));    // Python's zip(*rows)
   const similarity = (a, b) => -sum(a.map((value, j) => (value - b[j]) ** 2)) / 2;    // normal, variances 1
-  const logDensity = (v, all) => -((v - mean(all)) ** 2 / variance(all) + Math.log(variance(all))) / 2;
+  const logDensity = (value, center, spread) => -((value - center) ** 2 / spread + Math.log(spread)) / 2;
   const classifiers = {
     centroid: (row, rows) => similarity(row, transpose(rows).map(mean)),
-    bayes: (row, rows) => sum(transpose(rows).map((values, j) => logDensity(row[j], values))),
+    bayes: (row, rows) => sum(transpose(rows).map((v, j) => logDensity(row[j], mean(v), variance(v)))),
     neighbour: (row, rows) => Math.max(...rows.map((known) => similarity(row, known))),
   };
-  // CROSS-VALIDATION: each class is dealt out to the folds like cards. Known to a sample: the other folds.
-  const sizes = [0, 0];
-  const fold = y.map((label) => sizes[label]++ % folds);    // ++ counts the samples of the class
-  const usable = sizes[0] > 1 && sizes[1] > 1 && sizes[0] + sizes[1] === y.length;
-  if (!usable) throw Error(`samples must be ${classes.join(' or ')}, two or more of each`);
+  // CROSS-VALIDATION: each class is dealt out to the folds like cards, and other folds score a sample.
+  const fold = y.map((label, s) => count(label, y.slice(0, s)) % folds);    // by how many come before it
   const scores = {};    // of each classifier: a list of the samples' probabilities of class 1
   for (const [name, fit] of Object.entries(classifiers)) {
     scores[name] = x.map((row, s) => {
       const known = (label) => x.filter((_, t) => y[t] === label && fold[t] !== fold[s]);
-      return 1 / (1 + Math.exp(fit(row, known(0)) - fit(row, known(1))));    // with equal priors
+      return 1 / (1 + Math.exp(fit(row, known(0)) - fit(row, known(1))));    // Bayes' rule, equal priors
     });
     progress();    // DCP demands this call: at least once per slice, and every 30 s
   }
-  scores.ensemble = y.map((_, s) => mean(Object.values(scores).map((p) => p[s])));    // of those so far
+  scores.ensemble = y.map((_, s) => mean(Object.values(scores).map((p) => p[s])));    // of those above
   // RESULT: accuracy, and the area under the ROC curve (AUC): how often class 1 scores higher, of all pairs.
   const result = { probesets: signature.join(', ') };
   for (const [name, p] of Object.entries(scores)) {
     if (p.some(Number.isNaN)) throw Error(`classifier ${name} returned no number`);
-    const correct = p.map((score, s) => (score >= 0.5) === (y[s] === 1));
+    const correct = p.map((score, s) => (score >= 0.5) === (y[s] === 1));    // true counts as 1
     const [zeros, ones] = [0, 1].map((label) => p.filter((_, s) => y[s] === label));
     const inOrder = ones.flatMap((b) => zeros.map((a) => (b > a) + (b === a) / 2));    // a tie counts half
     result[`${name}_accuracy`] = Number(mean(correct).toFixed(3));
@@ -135,7 +135,7 @@ def on_error(error):
         print_once(f'  A worker may not use your server: start it with --allow-origin {server_url}')
     elif error.code == 'ENOPROGRESS':
         print_once('  The work function must call progress(): at least once per slice, and every 30 s.')
-    elif 'EUNCAUGHT' not in (error.code, error.errorCode):    # DCP names either; on_result tells of these
+    elif error.code != 'EUNCAUGHT' and error.errorCode != 'EUNCAUGHT':    # was thrown: on_result tells of it
         print_once(f'  A worker failed: {error.message}')
 
 
@@ -161,7 +161,7 @@ def main():
         job.exec()    # returns when DCP has the job; exec(0.1) would offer 0.1 compute credits per slice
         state = 'running'
         job.wait()    # returns when every slice is done
-    except SystemExit as problem:    # from stop()
+    except SystemExit as problem:    # stop() lets exec() or wait() raise it
         outcome = cancel_job()
         sys.exit(f'{outcome}: {problem}')
     n_slices = len(slices)
@@ -172,7 +172,7 @@ def main():
     print('Done.')
 
 
-# GUARDS: whatever goes wrong ends in one line that says what to do. You can change the rest without them.
+# GUARDS: whatever goes wrong ends in one line that says what to do. No need to read on to change the rest.
 import json    # here and not at the top, to leave lines 26 and 99 where README.md says
 import os
 import threading
@@ -198,8 +198,8 @@ def check_work_function():
     try:
         pm.eval(f'({work_function})')
     except pm.SpiderMonkeyError as error:
-        this_file = open(__file__, encoding='utf-8').read()
-        lines_above = this_file.partition(work_function)[0].count('\n')
+        with open(__file__, encoding='utf-8') as this_file:
+            lines_above = this_file.read().partition('work_function = ')[0].count('\n')
         line = lines_above + int(error.jsError['lineNumber'])
         sys.exit(f'The work function does not compile, see line {line}: {error.jsError["message"]}')
 
@@ -235,7 +235,7 @@ def start_guards(first_report):
 def stop(problem):
     """Let job.exec() or job.wait() raise SystemExit, in main(). Any thread may call this."""
     if stopped.acquire(blocking=False):    # only the first call counts: many press Ctrl-C twice
-        # Both wait by running the loop, and what the loop calls raises its exceptions there.
+        # Both wait by running the loop. It lets SystemExit through to main(), unlike other exceptions.
         loop.call_soon_threadsafe(sys.exit, problem)
         last_resort = threading.Timer(10, give_up, [problem])    # in 10 s, in a thread of its own
         last_resort.daemon = True    # it does not keep this script alive
@@ -254,7 +254,7 @@ def cancel_job():
     """Cancel the job if DCP has it: it costs money, and nobody waits for it. Return what has become of it."""
     while state == 'deploying':    # DCP is about to have it; give_up() ends this if that takes too long
         loop.run_until_complete(asyncio.sleep(0.1))
-    if state in ('new', 'exec', 'init', 'preauth', 'refused'):    # DCP has never had it
+    if state in ('new', 'exec', 'init', 'preauth', 'refused'):    # the states before 'deploying', or instead
         return 'Job not deployed'
     if state == 'cancelled':
         return 'Job cancelled'
@@ -273,7 +273,7 @@ def on_failure(_, context):
     """
     global state
     error = context.get('exception')
-    if not isinstance(error, pm.SpiderMonkeyError):    # Python's own, when the loop ends before its tasks
+    if not isinstance(error, pm.SpiderMonkeyError):    # asyncio's own: a task that was left when this ended
         return
     message, _, _ = error.jsError['message'].partition('JS Stack Trace')
     problem = ' '.join(message.split())    # in one line
@@ -314,8 +314,8 @@ def likely_cause(first_report):
     return 'workers have fetched the data, but posted no result. Does a slice take that long?'
 
 
-# START, continued: PythonMonkey 1.4.1 may freeze when dcp, in order to sign the job, compiles WebAssembly in
-# the background. So this compiles it in the foreground, until a newer PythonMonkey no longer freezes.
+# START, continued (here, to leave lines 26 and 99 alone): PythonMonkey 1.4.1 may freeze when dcp, in order to
+# sign the job, compiles WebAssembly in the background. So compile it in the foreground, until that is mended.
 pm.eval("""WebAssembly.instantiate = async (bytes, imports) => {
     const module = new WebAssembly.Module(bytes);
     return { module, instance: new WebAssembly.Instance(module, imports) };

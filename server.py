@@ -25,7 +25,7 @@ here = Path(__file__).resolve().parent
 port = 5001
 data_file = here / 'input' / 'GSE57383_ps_psa.txt'
 results_folder = here / 'results'
-results_name = 'GSE57383_PsA_vs_Ps'       # a results file is called this, and the time of its first result
+results_name = 'GSE57383_PsA_vs_Ps'       # a results file is called this, with the time of its first result
 browser_origins = ['https://dcp.work']    # the only web pages that may read data or post results
 access_key = ''                           # if set, every request must carry it: the same as in remote-job.py
 certificate = None                        # for https: (here / 'certificate.pem', here / 'private_key.pem')
@@ -33,17 +33,18 @@ max_result_size = 10_000_000              # bytes of the form that is posted; a 
 
 app = Flask('server', static_folder=None)
 app.json.sort_keys = False    # keep jobs in the order in which they came: the results page shows the last one
-app.config['MAX_CONTENT_LENGTH'] = app.config['MAX_FORM_MEMORY_SIZE'] = max_result_size
+app.config['MAX_CONTENT_LENGTH'] = max_result_size
+app.config['MAX_FORM_MEMORY_SIZE'] = max_result_size    # otherwise 500 kB
 logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
 logging.getLogger('werkzeug').setLevel(logging.ERROR)    # its line per request would show the access key
 log = logging.getLogger('server')
-activity = {'fetches': 0, 'refusals': 0, 'last_refusal': ''}    # since the start: for remote-job.py to ask
+activity = {'fetches': 0, 'refusals': 0, 'last_refusal': ''}    # since the start, for remote-job.py to ask
 
 
 # DATA
 @app.get('/GSE57383_ps_psa')
 def send_data():
-    """Send the data file. Of all content types only text/plain reaches a work function as a plain string."""
+    """Send the data file, as text/plain, of which DCP makes a plain string for the work function."""
     activity['fetches'] += 1
     return send_file(data_file, mimetype='text/plain')
 
@@ -74,12 +75,14 @@ def receive_result():
     else:
         results.store(slice_number, result)
         answer = 'Result received'    # for which remote-job.py prints a tick
+        if result is None:
+            answer += ', but it is empty: return an object'
     log.info('%s slice %d: %s', request.remote_addr, slice_number, answer)
     return answer, {'Content-Type': 'text/plain'}
 
 
 def read_content(form):
-    """Return what the work function returned; None for 0, false, NaN and the like, posted as error=null."""
+    """Return what the work function returned; None for 0, false and NaN, which DCP posts as error=null."""
     if 'content' not in form and form.get('error') == 'null':
         return None
     try:
@@ -91,13 +94,13 @@ def read_content(form):
 @app.get('/dcp-results/<job>')
 def report(job):
     """Say which slices of a job are stored and which failed, and what has happened since the start."""
-    results = results_of(job)    # of which we take copies, as other threads may change it
+    results = jobs.get(job) or JobResults(job)    # a new one only looks for slices that are stored
     return {'slices': sorted(results.slices.copy()), 'failed': results.failed.copy(), **activity}
 
 
 @app.get('/')
 def send_page():
-    """Send a web page that shows the results as they arrive: it is not needed to compute them."""
+    """Send a web page that shows the results as they arrive. (To compute them it is not needed.)"""
     return send_file(here / 'results' / 'page.html')
 
 
@@ -112,7 +115,7 @@ def list_results():
             job = first_line.partition(b'\t')[0].decode(errors='replace')
             files.append({'name': path.name, 'job': job, 'size': path.stat().st_size})
     failed = {job: results.failed.copy() for job, results in jobs.copy().items()}
-    return {'files': files, 'failed': failed, 'results_folder': str(results_folder), **activity, **health()}
+    return {'files': files, 'failed': failed, **activity, **health()}
 
 
 @app.get('/results/<name>')
@@ -126,19 +129,17 @@ def send_results(name):
 def refuse_strangers():
     """Refuse web pages that are not on the list, and whoever does not have the access key.
 
-    Docker and Linux workers are no web pages, and the results page comes from here: they send no Origin.
-    That page needs no key to be shown, as it asks its reader for one, nor does OPTIONS, by which a browser
-    asks beforehand what another page may do.
+    Workers that are no browsers send no Origin, nor does the results page, because it comes from here. To
+    show that page takes no key: it asks its reader for one. Nor does OPTIONS: a browser asks what a page may.
     """
     if 'Origin' in request.headers and request.headers['Origin'] not in browser_origins:
         abort(403, 'this web page may not use this server: see browser_origins in server.py')
     if request.path in ('/', '/health') or request.method == 'OPTIONS':
         return
-    if 'Authorization' in request.headers:    # from the results page
-        key = request.headers['Authorization'].removeprefix('Bearer ')
-    else:                                     # from workers and remote-job.py, in the address or in the form
-        key = request.values.get('key', '')
-    if not hmac.compare_digest(key.encode(), access_key.encode()):
+    key = request.values.get('key')    # from workers and remote-job.py: in the address, or in the form
+    if key is None:
+        key = request.headers.get('Authorization', '').removeprefix('Bearer ')    # from the results page
+    if access_key and not hmac.compare_digest(key.encode(), access_key.encode()):
         abort(403, 'wrong or missing access key: see access_key in server.py')
 
 
@@ -177,17 +178,15 @@ def note_refusal(address, problem):
 
 # RESULTS FILES: tables with a line per slice. Only whole lines count: half a line after a crash does no harm.
 jobs = {}    # job id: its JobResults
-jobs_lock = threading.Lock()
 
 
 def results_of(job):
-    """Return the JobResults of a job id; of '' for results that name no job."""
+    """Return the JobResults of a job id. It may be '': such results are never taken for repeats."""
     if not re.fullmatch('[A-Za-z0-9]{0,64}', job):
         abort(400, 'job is not the id of a DCP job')
-    with jobs_lock:
-        if job not in jobs:
-            jobs[job] = JobResults(job)
-        return jobs[job]
+    if job not in jobs:
+        jobs.setdefault(job, JobResults(job))    # of threads that come at once, the first one wins
+    return jobs[job]
 
 
 class JobResults:
@@ -212,7 +211,7 @@ class JobResults:
             if slice_number in self.slices:
                 return
             self.append(slice_number, result)
-            if self.job:    # otherwise slices of many jobs may have this number
+            if self.job:
                 self.slices.add(slice_number)
             self.failed.pop(slice_number, None)
 
@@ -257,9 +256,9 @@ def stored_slices(job):
     """Return the slice numbers of a job in the whole lines of all results files, as a set."""
     slices = set()
     if not job:
-        return slices    # slices of many jobs may have the same number
+        return slices
     # The job, a tab, the slice number, a tab, and the rest, but not zeros, which a power cut may leave.
-    whole_line = re.compile(rb'^%s\t([1-9][0-9]*)\t[^\0\n]*\n' % job.encode(), re.MULTILINE)
+    whole_line = re.compile(rb'^%s\t([1-9][0-9]*)\t[^\0\n]*\n' % re.escape(job).encode(), re.MULTILINE)
     for path in results_folder.glob('*.txt'):
         numbers = whole_line.findall(path.read_bytes())
         if numbers:
@@ -306,11 +305,11 @@ def main():
         tempfile.TemporaryFile(dir=results_folder).close()    # can results be written there?
     except OSError as error:
         sys.exit(f'Cannot write to {results_folder} ({error.strerror}): make it a folder that you may use.')
-    try:    # if the port is in use, make_server() itself says so and ends this
+    try:
         server = make_server('0.0.0.0', port, app, threaded=True, request_handler=Handler,
                              ssl_context=certificate)
-    except OSError as error:
-        sys.exit(f'Cannot use {certificate} ({error.strerror}): correct certificate in server.py.')
+    except OSError as error:    # not for a port that is in use: of that make_server() itself tells, and exits
+        sys.exit(f'Cannot use the certificate {certificate}: {error.strerror}')
     if certificate:    # a request's own thread does the TLS handshake, so that a slow one stops no other
         server.socket.do_handshake_on_connect = False
     if not access_key:
@@ -318,7 +317,7 @@ def main():
     url = f'{"https" if certificate else "http"}://{lan_address()}:{port}'
     print(f' * Serving data on: {url}')
     print(f' * DCP results endpoint: {url}/dcp-results')
-    print(" * Serving Flask app 'server'")
+    print(" * Serving Flask app 'server'")    # as Flask does when it is started by `flask run`
     print(' * Debug mode: off', flush=True)
     server.serve_forever()
 
@@ -337,7 +336,7 @@ class Handler(WSGIRequestHandler):
             raise ConnectionAbortedError from None    # to Werkzeug: this connection is over
 
     def log_request(self, *_):
-        pass    # Werkzeug's own fails at such an address
+        pass    # Werkzeug's fails at a malformed address, too
 
     def log_error(self, *_):
         note_refusal(self.client_address[0], 'malformed or unfinished request')

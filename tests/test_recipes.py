@@ -150,7 +150,7 @@ SLIPS = {    # how the copy is made; what is changed in it; the line that says s
     'content type': (same, ROUTE, CODE_DIFF, 'server.py', "'input', name, mimetype='text/plain'",
                      "'input', name, mimetype='application/json'", 'A worker failed: JSON.parse: '),
     'plain strings': (with_input_files, ROUTE, LIST_DIFF, 'remote-job.py', "    pm.new('URL')(f'", "    (f'",
-                      "✘ Slice 1: work function failed: 'the slice is no list of probesets'"),
+                      "✘ Slice 1: work function failed: 'the slice is no list of probesets of the data'"),
 }
 
 

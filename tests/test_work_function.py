@@ -189,12 +189,12 @@ def test_table_that_is_whole_is_no_error(cells):
 @pytest.mark.parametrize('value', ['', ' ', 'NA', '12abc', '7,1', 'Infinity', '1e999'])
 def test_cell_without_a_number_is_an_error(cells, value):
     cells[7][2] = value
-    assert 'a sample has no number for a probeset' in error(cells)
+    assert 'a sample has no number for one' in error(cells)
 
 
 def test_missing_cell_is_an_error(cells):
     del cells[20][3]
-    assert 'a sample has no number for a probeset' in error(cells)
+    assert 'a sample has no number for one' in error(cells)
 
 
 def test_cell_without_a_number_does_no_harm_to_signatures_without_its_probeset(cells):
