@@ -25,7 +25,7 @@ except pm.SpiderMonkeyError as error:
 access_key = ''    # the same as in server.py: letters and digits only
 server_url = 'http://127.0.0.1:5001'
 if not server_url.startswith(('http://', 'https://')) or server_url.endswith('/'):
-    sys.exit('server_url on line 26 must begin with http:// or https://, and have no / at its end')
+    sys.exit('server_url must begin with http:// or https://, and have no / at its end.')
 data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< fetched from your server
 
 # INPUT SET: a slice is a signature, as random numbers from 0 to 1. SIGNATURE makes each into a probeset.
@@ -43,46 +43,46 @@ work_function = r'''(slice, data) => {
   // TABLE: a list of rows, each a list of cells. Only the first slice parses it: a worker keeps globalThis.
   globalThis.table = globalThis.table || data.trimEnd().split('\n').map((line) => line.trimEnd().split('\t'));
   const [header, ...samples] = globalThis.table;
+  if (!samples.every((cells) => cells.length === header.length)) throw Error('lines differ in length');
+
   // SIGNATURE: each number takes out one of the remaining columns: splice(i, 1)[0] is Python's pop(i).
   const [, ...remaining] = header.keys();    // the columns' numbers, but without 0, the phenotype
   const columns = slice.map((number) => remaining.splice(Math.floor(number * remaining.length), 1)[0]);
-  const signature = columns.map((column) => header[column]);
+
   // SAMPLES: y has the class of each, 0 or 1; x has a row for each, with its values (log2) of the signature.
-  const y = samples.map((sample) => classes.indexOf(sample[0]));
+  const y = samples.map((cells) => classes.indexOf(cells[0]));
   const count = (label, labels) => labels.filter((other) => other === label).length;
   const usable = count(0, y) > 1 && count(1, y) > 1 && count(0, y) + count(1, y) === y.length;
   if (!usable) throw Error(`samples must be ${classes.join(' or ')}, two or more of each`);
   const toNumber = (cell) => (/\d/.test(cell) ? Number(cell) : NaN);    // Number('') would be 0
-  const x = samples.map((sample) => columns.map((column) => toNumber(sample[column])));
+  const x = samples.map((cells) => columns.map((column) => toNumber(cells[column])));
   if (!x.flat().every(Number.isFinite)) throw Error('too few probesets, or a sample has no number for one');
-  // CLASSIFIERS: how well does a row fit the known rows of a class? As a log-likelihood, up to a constant.
+
+  // CLASSIFIERS: each tells how well a row fits the known rows of a class: the higher, the better.
   const sum = (values) => values.reduce((total, value) => total + value, 0);
   const mean = (values) => sum(values) / values.length;
-  const variance = (values) => {
-    const center = mean(values);
-    return mean(values.map((value) => (value - center) ** 2)) + 1e-9;    // never 0
-  };
   const transpose = (rows) => rows[0].map((_, j) => rows.map((row) => row[j]));    // Python's zip(*rows)
-  const similarity = (a, b) => -sum(a.map((value, j) => (value - b[j]) ** 2)) / 2;    // normal, variances 1
-  const logDensity = (value, center, spread) => -((value - center) ** 2 / spread + Math.log(spread)) / 2;
+  const distance = (a, b) => sum(a.map((value, j) => (value - b[j]) ** 2));    // Euclidean, squared
   const classifiers = {
-    centroid: (row, rows) => similarity(row, transpose(rows).map(mean)),
-    bayes: (row, rows) => sum(transpose(rows).map((v, j) => logDensity(row[j], mean(v), variance(v)))),
-    neighbour: (row, rows) => Math.max(...rows.map((known) => similarity(row, known))),
+    centroid: (row, rows) => -distance(row, transpose(rows).map(mean)),
+    neighbour: (row, rows) => -Math.min(...rows.map((known) => distance(row, known))),
+    kernel: (row, rows) => Math.log(mean(rows.map((known) => 1 / (1 + distance(row, known))))),
   };
+
   // CROSS-VALIDATION: each class is dealt out to the folds like cards, and other folds score a sample.
   const fold = y.map((label, s) => count(label, y.slice(0, s)) % folds);    // by how many come before it
-  const scores = {};    // of each classifier: a list of the samples' probabilities of class 1
+  const scores = {};    // of each classifier: for each sample from 0 to 1, like the classes
   for (const [name, fit] of Object.entries(classifiers)) {
     scores[name] = x.map((row, s) => {
       const known = (label) => x.filter((_, t) => y[t] === label && fold[t] !== fold[s]);
-      return 1 / (1 + Math.exp(fit(row, known(0)) - fit(row, known(1))));    // Bayes' rule, equal priors
+      return 1 / (1 + Math.exp(fit(row, known(0)) - fit(row, known(1))));    // between 0 and 1
     });
     progress();    // DCP demands this call: at least once per slice, and every 30 s
   }
   scores.ensemble = y.map((_, s) => mean(Object.values(scores).map((p) => p[s])));    // of those above
+
   // RESULT: accuracy, and the area under the ROC curve (AUC): how often class 1 scores higher, of all pairs.
-  const result = { probesets: signature.join(', ') };
+  const result = { probesets: columns.map((column) => header[column]).join(', ') };
   for (const [name, p] of Object.entries(scores)) {
     if (p.some(Number.isNaN)) throw Error(`classifier ${name} returned no number`);
     const correct = p.map((score, s) => (score >= 0.5) === (y[s] === 1));    // true counts as 1
@@ -214,7 +214,7 @@ def ask_server():
             sys.exit(f'The certificate of {server_url} is not trusted: set SSL_CERT_FILE to its file.')
         if getattr(error, 'code', None) == 403:
             sys.exit('server.py refuses this script: set access_key to the same in both scripts.')
-        sys.exit(f'server.py does not answer at {server_url} ({error}): start it, or correct line 26.')
+        sys.exit(f'server.py does not answer at {server_url} ({error}): start it, or correct server_url.')
 
 
 def start_guards(first_report):
@@ -278,7 +278,7 @@ def on_failure(_, context):
     message, _, _ = error.jsError['message'].partition('JS Stack Trace')
     problem = ' '.join(message.split())    # in one line
     if error.jsError['code'] == 'DCPL-1100':
-        problem = 'DCP does not know this joinKey and joinSecret: check line 99.'
+        problem = 'DCP does not know this joinKey and joinSecret: check job.computeGroups.'
     if state == 'running':
         print_once(f'  Problem: {problem}')
         return
@@ -309,9 +309,9 @@ def likely_cause(first_report):
     if report['refusals'] > first_report['refusals']:
         return f'server.py refused a request: {report["last_refusal"]}.'
     if report['fetches'] == first_report['fetches']:
-        return ('no worker has fetched the data. Is one in the compute group of line 99, was it started with '
+        return ('no worker has fetched the data. Is one in your compute group, was it started with '
                 f'--allow-origin {server_url}, and does it trust your certificate (NODE_EXTRA_CA_CERTS)?')
-    return 'workers have fetched the data, but posted no result. Does a slice take that long?'
+    return 'workers have fetched the data, but posted no result. Does a slice fail, or take that long?'
 
 
 # START, continued (here, to leave lines 26 and 99 alone): PythonMonkey 1.4.1 may freeze when dcp, in order to

@@ -77,6 +77,8 @@ def receive_result():
         answer = 'Result received'    # for which remote-job.py prints a tick
         if result is None:
             answer += ', but it is empty: return an object'
+        elif results.columns and as_row(result).keys() != set(results.columns):
+            answer += ', but its columns are not those of the first result'
     log.info('%s slice %d: %s', request.remote_addr, slice_number, answer)
     return answer, {'Content-Type': 'text/plain'}
 
@@ -223,10 +225,7 @@ class JobResults:
 
     def append(self, slice_number, result):
         """Append a result to the file. If that fails, the file ends where it ended before."""
-        if isinstance(result, dict) and result:
-            row = result
-        else:
-            row = {'result': result}
+        row = as_row(result)
         unchanged = self.path and self.path.exists() and self.path.stat().st_size == self.size
         if not unchanged:
             self.path = new_file()
@@ -238,7 +237,6 @@ class JobResults:
         if row.keys() == set(self.columns):
             cells = [as_cell(row[column]) for column in self.columns]
         else:
-            log.warning('slice %d has other columns than the first result', slice_number)
             cells = [''] * (len(self.columns) - 1) + [json.dumps(result)]    # all of it in the last column
         lines += as_line([self.job, slice_number, *cells])
         try:
@@ -279,6 +277,13 @@ def new_file():
             return path
         except FileExistsError:
             when += timedelta(seconds=1)
+
+
+def as_row(result):
+    """Return a result as {column: value}: an object as it is, anything else in the column `result`."""
+    if isinstance(result, dict) and result:
+        return result
+    return {'result': result}
 
 
 def as_cell(value):

@@ -91,7 +91,7 @@ VALUES = [cell for line in DATA.split('\n')[1:4] for cell in line.split('\t')[1:
 SCRIPT = (PROJECT / 'remote-job.py').read_text()
 WORK_FUNCTION = re.search("^work_function = r'''(.*?^})'''", SCRIPT, re.MULTILINE | re.DOTALL)[1]
 CODE_LINES = [line.strip() for line in WORK_FUNCTION.splitlines() if len(line.strip()) > 25]
-SCORES = ['centroid_auc', 'bayes_accuracy', 'ensemble_auc']
+SCORES = ['centroid_auc', 'kernel_accuracy', 'ensemble_auc']
 (ROUTE, CODE_DIFF), (LIST_DIFF, PATTERN_DIFF) = blocks(CODE, 'diff'), blocks(INPUT, 'diff')
 PATIENCE = ('patience = 30', 'patience = 5')
 
@@ -295,7 +295,7 @@ def test_sites_score_the_same_signatures_on_their_own_samples(done):
     north, south = kitchen.rows('north'), kitchen.rows('south')
     assert [len(north), len(south)] == [10, 10]
     assert [{row['samples'] for row in site.values()} for site in (north, south)] == [{'40'}, {'20'}]
-    assert [row['bayes_auc'] for row in north.values()] != [row['bayes_auc'] for row in south.values()]
+    assert [row['kernel_auc'] for row in north.values()] != [row['kernel_auc'] for row in south.values()]
     assert all(north[n]['probesets'] == south[n]['probesets'] == ', '.join(names)
                for n, names in enumerate(shipped_signatures(), 1))
     (shown,) = [block.splitlines() for block in blocks(SITES) if block.startswith('worst')]

@@ -63,9 +63,8 @@ def constant_probeset(phenotypes, matrix):
     matrix[:, 2] = 7.31    # whose mean is another double
 
 
-def constant_probeset_of_raw_intensities(phenotypes, matrix):
-    matrix[:] = 2 ** matrix
-    matrix[:, 2] = 4321.7    # the mean of its squares is below the square of its mean, in doubles
+def raw_intensities(phenotypes, matrix):
+    matrix[:] = 2 ** matrix    # so far from each other that most scores are 0 or 1
 
 
 def constant_but_for_one_sample(phenotypes, matrix):
@@ -107,7 +106,7 @@ DATA = {
     '20 samples': (table(20), input_set(20, 1, 6)),
     **{change.__name__: (table(samples, probesets, 2, change), input_set(20, shortest, 6))
        for change, samples, probesets, shortest in (
-           (constant_probeset, 40, 6, 2), (constant_probeset_of_raw_intensities, 40, 6, 2),
+           (constant_probeset, 40, 6, 2), (raw_intensities, 40, 6, 1),
            (constant_but_for_one_sample, 40, 6, 2), (two_identical_probesets, 40, 6, 1),
            (every_sample_twice, 40, 40, 1), (one_sample_far_off, 40, 40, 1),
            (six_times_as_much_arthritis, 70, 40, 1), (two_of_one_class, 20, 40, 1),
@@ -192,9 +191,10 @@ def test_cell_without_a_number_is_an_error(cells, value):
     assert 'a sample has no number for one' in error(cells)
 
 
-def test_missing_cell_is_an_error(cells):
-    del cells[20][3]
-    assert 'a sample has no number for one' in error(cells)
+@pytest.mark.parametrize('row', [0, 20])    # R leaves out the first cell of the header
+def test_missing_cell_is_an_error(cells, row):
+    del cells[row][0]
+    assert error(cells) == 'lines differ in length'
 
 
 def test_cell_without_a_number_does_no_harm_to_signatures_without_its_probeset(cells):
@@ -248,9 +248,9 @@ def with_classifier(code):
 
 
 def test_fourth_classifier_is_scored_and_takes_part_in_the_ensemble(monkeypatch):
-    source = with_classifier('farthest: (row, rows) => Math.min(...rows.map((far) => similarity(row, far)))')
+    source = with_classifier('farthest: (row, rows) => -Math.max(...rows.map((far) => distance(row, far)))')
     monkeypatch.setattr(oracle, 'CLASSIFIERS', {
-        'farthest': lambda rows, known: -cdist(rows, known, 'sqeuclidean').max(axis=1) / 2, **oracle.CLASSIFIERS})
+        'farthest': lambda rows, known: -cdist(rows, known, 'sqeuclidean').max(axis=1), **oracle.CLASSIFIERS})
     data, slices = table(), input_set()
     expected = [oracle.score(oracle.read(data), numbers) for numbers in slices]
     assert results(data, slices, source=source) == expected
