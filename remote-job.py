@@ -43,19 +43,19 @@ work_function = r'''(slice, data) => {
   // TABLE: a list of rows, each a list of cells. Only the first slice parses it: a worker keeps globalThis.
   globalThis.table = globalThis.table || data.trimEnd().split('\n').map((line) => line.trimEnd().split('\t'));
   const [header, ...samples] = globalThis.table;
-  if (!samples.every((cells) => cells.length === header.length)) throw Error('lines differ in length');
+  if (!samples.every((row) => row.length === header.length)) throw Error('lines differ in number of cells');
 
   // SIGNATURE: each number takes out one of the remaining columns: splice(i, 1)[0] is Python's pop(i).
   const [, ...remaining] = header.keys();    // the columns' numbers, but without 0, the phenotype
   const columns = slice.map((number) => remaining.splice(Math.floor(number * remaining.length), 1)[0]);
 
   // SAMPLES: y has the class of each, 0 or 1; x has a row for each, with its values (log2) of the signature.
-  const y = samples.map((cells) => classes.indexOf(cells[0]));
+  const y = samples.map((row) => classes.indexOf(row[0]));
   const count = (label, labels) => labels.filter((other) => other === label).length;
   const usable = count(0, y) > 1 && count(1, y) > 1 && count(0, y) + count(1, y) === y.length;
   if (!usable) throw Error(`samples must be ${classes.join(' or ')}, two or more of each`);
   const toNumber = (cell) => (/\d/.test(cell) ? Number(cell) : NaN);    // Number('') would be 0
-  const x = samples.map((cells) => columns.map((column) => toNumber(cells[column])));
+  const x = samples.map((row) => columns.map((column) => toNumber(row[column])));
   if (!x.flat().every(Number.isFinite)) throw Error('too few probesets, or a sample has no number for one');
 
   // CLASSIFIERS: each tells how well a row fits the known rows of a class: the higher, the better.
@@ -65,17 +65,17 @@ work_function = r'''(slice, data) => {
   const distance = (a, b) => sum(a.map((value, j) => (value - b[j]) ** 2));    // Euclidean, squared
   const classifiers = {
     centroid: (row, rows) => -distance(row, transpose(rows).map(mean)),
-    neighbour: (row, rows) => -Math.min(...rows.map((known) => distance(row, known))),
-    kernel: (row, rows) => Math.log(mean(rows.map((known) => 1 / (1 + distance(row, known))))),
+    neighbour: (row, rows) => -Math.min(...rows.map((other) => distance(row, other))),
+    kernel: (row, rows) => Math.log(mean(rows.map((other) => 1 / (1 + distance(row, other))))),
   };
 
-  // CROSS-VALIDATION: each class is dealt out to the folds like cards, and other folds score a sample.
-  const fold = y.map((label, s) => count(label, y.slice(0, s)) % folds);    // by how many come before it
-  const scores = {};    // of each classifier: for each sample from 0 to 1, like the classes
+  // CROSS-VALIDATION: each class is dealt out to the folds like cards. To a sample, other folds are known.
+  const fold = y.map((label, s) => count(label, y.slice(0, s)) % folds);    // how many of it come before
+  const scores = {};    // of each classifier, for each sample: near 0 if it is like class 0, near 1 if like 1
   for (const [name, fit] of Object.entries(classifiers)) {
     scores[name] = x.map((row, s) => {
       const known = (label) => x.filter((_, t) => y[t] === label && fold[t] !== fold[s]);
-      return 1 / (1 + Math.exp(fit(row, known(0)) - fit(row, known(1))));    // between 0 and 1
+      return 1 / (1 + Math.exp(fit(row, known(0)) - fit(row, known(1))));
     });
     progress();    // DCP demands this call: at least once per slice, and every 30 s
   }

@@ -194,7 +194,7 @@ def test_cell_without_a_number_is_an_error(cells, value):
 @pytest.mark.parametrize('row', [0, 20])    # R leaves out the first cell of the header
 def test_missing_cell_is_an_error(cells, row):
     del cells[row][0]
-    assert error(cells) == 'lines differ in length'
+    assert error(cells) == 'lines differ in number of cells'
 
 
 def test_cell_without_a_number_does_no_harm_to_signatures_without_its_probeset(cells):
