@@ -2,16 +2,16 @@
 import asyncio, random, signal, sys
 
 # START (on a first reading, skip to KEYS)
-if not (3, 10) <= sys.version_info < (3, 15):    # newer ones are only warned of, as they may do
+if not (3, 10) <= sys.version_info < (3, 15):    # an older one cannot run this, a newer one may
     print('Tried on Python 3.10 to 3.14 only: README.md shows how to make a venv with one.', file=sys.stderr)
     if sys.version_info < (3, 10):
         sys.exit(1)
-signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C ends this without a traceback, until GUARDS take over
+signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C ends this without a traceback. GUARDS change that
 import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp 3.4.3 imports nest_asyncio, which fails on Python 3.14
 import dcp
 import pythonmonkey as pm                       # runs JavaScript, which most of dcp is written in
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # else dcp prints JavaScript's stacks, too
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # no JavaScript stacks. GUARDS change that
 
 # KEYS
 try:
@@ -28,7 +28,7 @@ if not server_url.startswith(('http://', 'https://')) or server_url.endswith('/'
     sys.exit('server_url must begin with http:// or https://, and have no / at its end.')
 data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< fetched from your server
 
-# INPUT SET: a slice is a signature, as random numbers from 0 to 1. SIGNATURE makes each into a probeset.
+# INPUT SET: a slice is a signature, as numbers from 0 to 1, each of which SIGNATURE turns into a probeset.
 n_signatures = 10
 min_length, max_length = 5, 9
 random.seed(42)
@@ -40,23 +40,23 @@ slices = [[random.random() for _ in range(length)] for length in lengths]
 work_function = r'''(slice, data) => {
   const classes = ['Psoriasis', 'Psoriatic Arthritis'];    // the phenotypes to tell apart: class 0, class 1
   const folds = 10;
-  // TABLE: a list of rows, each a list of cells. Only the first slice parses it: a worker keeps globalThis.
-  globalThis.table = globalThis.table || data.trimEnd().split('\n').map((line) => line.trimEnd().split('\t'));
+  // TABLE: rows of cells. `a ||= b` is `a = a or b`: a worker keeps globalThis for the next slices of a job.
+  globalThis.table ||= data.replace(/[\r\n]+$/, '').split(/\r?\n/).map((line) => line.split('\t'));
   const [header, ...samples] = globalThis.table;
   if (!samples.every((row) => row.length === header.length)) throw Error('lines differ in number of cells');
 
   // SIGNATURE: each number takes out one of the remaining columns: splice(i, 1)[0] is Python's pop(i).
-  const [, ...remaining] = header.keys();    // the columns' numbers, but without 0, the phenotype
+  const remaining = [...header.keys()].slice(1);    // columns 1, 2, 3 and so on: column 0 is the phenotype
   const columns = slice.map((number) => remaining.splice(Math.floor(number * remaining.length), 1)[0]);
 
   // SAMPLES: y has the class of each, 0 or 1; x has a row for each, with its values (log2) of the signature.
   const y = samples.map((row) => classes.indexOf(row[0]));
-  const count = (label, labels) => labels.filter((other) => other === label).length;
+  const count = (label, list) => list.filter((item) => item === label).length;    // list.count(label)
   const usable = count(0, y) > 1 && count(1, y) > 1 && count(0, y) + count(1, y) === y.length;
-  if (!usable) throw Error(`samples must be ${classes.join(' or ')}, two or more of each`);
+  if (!usable) throw Error(`samples must be of two classes, two or more of each: ${classes}`);
   const toNumber = (cell) => (/\d/.test(cell) ? Number(cell) : NaN);    // Number('') would be 0
   const x = samples.map((row) => columns.map((column) => toNumber(row[column])));
-  if (!x.flat().every(Number.isFinite)) throw Error('too few probesets, or a sample has no number for one');
+  if (!x.flat().every(Number.isFinite)) throw Error('too few probesets, or one without a number');
 
   // CLASSIFIERS: each tells how well a row fits the known rows of a class: the higher, the better.
   const sum = (values) => values.reduce((total, value) => total + value, 0);
@@ -66,22 +66,22 @@ work_function = r'''(slice, data) => {
   const classifiers = {
     centroid: (row, rows) => -distance(row, transpose(rows).map(mean)),
     neighbour: (row, rows) => -Math.min(...rows.map((other) => distance(row, other))),
-    kernel: (row, rows) => Math.log(mean(rows.map((other) => 1 / (1 + distance(row, other))))),
+    kernel: (row, rows) => Math.log(mean(rows.map((other) => (1 + distance(row, other)) ** -row.length))),
   };
 
-  // CROSS-VALIDATION: each class is dealt out to the folds like cards. To a sample, other folds are known.
-  const fold = y.map((label, s) => count(label, y.slice(0, s)) % folds);    // how many of it come before
+  // CROSS-VALIDATION: each class is dealt to folds like cards. A sample is scored by the other folds only.
+  const fold = y.map((label, s) => count(label, y.slice(0, s)) % folds);    // by its place in its class
   const scores = {};    // of each classifier, for each sample: near 0 if it is like class 0, near 1 if like 1
   for (const [name, fit] of Object.entries(classifiers)) {
     scores[name] = x.map((row, s) => {
       const known = (label) => x.filter((_, t) => y[t] === label && fold[t] !== fold[s]);
-      return 1 / (1 + Math.exp(fit(row, known(0)) - fit(row, known(1))));
+      return 1 / (1 + Math.exp(fit(row, known(0)) - fit(row, known(1))));    // over 0.5: class 1 fits better
     });
     progress();    // DCP demands this call: at least once per slice, and every 30 s
   }
   scores.ensemble = y.map((_, s) => mean(Object.values(scores).map((p) => p[s])));    // of those above
 
-  // RESULT: accuracy, and the area under the ROC curve (AUC): how often class 1 scores higher, of all pairs.
+  // RESULT: accuracy, and AUC (area under the ROC curve): of all pairs, in how many class 1 scores higher.
   const result = { probesets: columns.map((column) => header[column]).join(', ') };
   for (const [name, p] of Object.entries(scores)) {
     if (p.some(Number.isNaN)) throw Error(`classifier ${name} returned no number`);
@@ -106,7 +106,7 @@ job.public.description = 'Scores random gene signatures that tell psoriatic arth
 job.public.link = 'https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE57383'
 
 # EVENTS
-state = 'new'    # then DCP's, from 'exec' to 'deployed'; and ours: 'running', 'refused', 'cancelled'
+state = 'new'    # then DCP's: 'exec' ... 'deployed'. Set by this script: 'running', 'refused', 'cancelled'
 
 
 @job.on('readystatechange')
@@ -125,7 +125,7 @@ def on_accepted(_):
 @job.on('result')
 def on_result(event):
     """Print your server's answer to the worker that posted the result: no more of it passes through DCP."""
-    mark = '✔' if event.result == 'Result received' else '✘'    # the words of receive_result in server.py
+    mark = '✔' if str(event.result).startswith('Result received') else '✘'    # as receive_result() says
     print(f'    {mark} Slice {int(event.sliceNumber)}: {event.result}')
 
 
@@ -135,7 +135,7 @@ def on_error(error):
         print_once(f'  A worker may not use your server: start it with --allow-origin {server_url}')
     elif error.code == 'ENOPROGRESS':
         print_once('  The work function must call progress(): at least once per slice, and every 30 s.')
-    elif error.code != 'EUNCAUGHT' and error.errorCode != 'EUNCAUGHT':    # was thrown: on_result tells of it
+    elif 'EUNCAUGHT' not in (error.code, error.errorCode):    # that was thrown: on_result tells of it
         print_once(f'  A worker failed: {error.message}')
 
 
@@ -154,6 +154,7 @@ def on_cancel(event):
 # RUN
 def main():
     global state
+    check_settings()
     check_work_function()
     first_report = ask_server()    # or end here, if it does not answer
     start_guards(first_report)
@@ -180,8 +181,8 @@ import urllib.request
 
 patience = 30    # seconds without news from DCP until this script asks why
 news = threading.Event()
-stopped = threading.Lock()    # once taken, it is never given back
-loop = asyncio.get_event_loop()    # dcp's, in which job.exec() and job.wait() wait
+stopped = threading.Lock()    # the first stop() takes it, for good
+loop = asyncio.get_event_loop()    # dcp's, which job.exec() and job.wait() run
 job_id = job.id    # threads may not ask the job itself
 printed = set()
 
@@ -191,6 +192,14 @@ def print_once(line):
     if line not in printed:
         printed.add(line)
         print(line)
+
+
+def check_settings():
+    """End if one of them would go wrong without a word."""
+    if access_key and not access_key.isalnum():
+        sys.exit('access_key must be of letters and digits.')
+    if isinstance(slices, (list, range)) and any(type(each) is int for each in slices):
+        sys.exit('Python ints do not arrive as numbers: use floats as slices, such as 1.0.')
 
 
 def check_work_function():
@@ -235,7 +244,7 @@ def start_guards(first_report):
 def stop(problem):
     """Let job.exec() or job.wait() raise SystemExit, in main(). Any thread may call this."""
     if stopped.acquire(blocking=False):    # only the first call counts: many press Ctrl-C twice
-        # Both wait by running the loop. It lets SystemExit through to main(), unlike other exceptions.
+        # Both run the loop while they wait. Out of it SystemExit reaches main(); other exceptions do not.
         loop.call_soon_threadsafe(sys.exit, problem)
         last_resort = threading.Timer(10, give_up, [problem])    # in 10 s, in a thread of its own
         last_resort.daemon = True    # it does not keep this script alive
@@ -252,7 +261,7 @@ def give_up(problem):
 
 def cancel_job():
     """Cancel the job if DCP has it: it costs money, and nobody waits for it. Return what has become of it."""
-    while state == 'deploying':    # DCP is about to have it; give_up() ends this if that takes too long
+    while state == 'deploying':    # too early to cancel it. If this takes long, give_up() ends it
         loop.run_until_complete(asyncio.sleep(0.1))
     if state in ('new', 'exec', 'init', 'preauth', 'refused'):    # the states before 'deploying', or instead
         return 'Job not deployed'
@@ -273,7 +282,7 @@ def on_failure(_, context):
     """
     global state
     error = context.get('exception')
-    if not isinstance(error, pm.SpiderMonkeyError):    # asyncio's own: a task that was left when this ended
+    if not isinstance(error, pm.SpiderMonkeyError):    # not DCP's, but asyncio's: a task left at the end
         return
     message, _, _ = error.jsError['message'].partition('JS Stack Trace')
     problem = ' '.join(message.split())    # in one line
@@ -283,7 +292,7 @@ def on_failure(_, context):
         print_once(f'  Problem: {problem}')
         return
     if state == 'deploying':
-        state = 'refused'
+        state = 'refused'    # so there is no job to cancel
     stop(problem)
 
 
@@ -295,7 +304,7 @@ def watch(first_report):
         elif state == 'running':
             print_once(f'  No news for {patience} s: {likely_cause(first_report)} Still waiting...')
         elif state in ('new', 'exec', 'uploading'):
-            pass    # it asks for a passphrase, or has much to upload
+            continue    # it may ask for a passphrase, or have much to upload
         else:
             stop(f'no news from DCP for {patience} s. Check your network; install requirements.txt again.')
 
@@ -311,7 +320,7 @@ def likely_cause(first_report):
     if report['fetches'] == first_report['fetches']:
         return ('no worker has fetched the data. Is one in your compute group, was it started with '
                 f'--allow-origin {server_url}, and does it trust your certificate (NODE_EXTRA_CA_CERTS)?')
-    return 'workers have fetched the data, but posted no result. Does a slice fail, or take that long?'
+    return 'workers have fetched the data, but posted no result: see above why, or a slice takes that long.'
 
 
 # START, continued (here, to leave lines 26 and 99 alone): PythonMonkey 1.4.1 may freeze when dcp, in order to

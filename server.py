@@ -69,22 +69,17 @@ def receive_result():
     slice_number = int(request.form['element'])
     results = results_of(request.form.get('job', ''))
     result = read_content(request.form)
-    if isinstance(result, dict) and {'errorCode', 'message', 'stack'} <= result.keys():    # it was thrown
+    if isinstance(result, dict) and {'errorCode', 'message', 'stack'} <= result.keys():    # DCP's for: thrown
         answer = f'work function failed: {result["message"]!r}'[:200]    # short, as DCP sees the answer
         results.note_failure(slice_number, answer)
     else:
-        results.store(slice_number, result)
-        answer = 'Result received'    # for which remote-job.py prints a tick
-        if result is None:
-            answer += ', but it is empty: return an object'
-        elif results.columns and as_row(result).keys() != set(results.columns):
-            answer += ', but its columns are not those of the first result'
+        answer = results.store(slice_number, result)
     log.info('%s slice %d: %s', request.remote_addr, slice_number, answer)
     return answer, {'Content-Type': 'text/plain'}
 
 
 def read_content(form):
-    """Return what the work function returned; None for 0, false and NaN, which DCP posts as error=null."""
+    """Return what the work function returned. For 0, false and NaN DCP posts no content, but error=null."""
     if 'content' not in form and form.get('error') == 'null':
         return None
     try:
@@ -96,7 +91,7 @@ def read_content(form):
 @app.get('/dcp-results/<job>')
 def report(job):
     """Say which slices of a job are stored and which failed, and what has happened since the start."""
-    results = jobs.get(job) or JobResults(job)    # a new one only looks for slices that are stored
+    results = jobs.get(job) or JobResults(job)    # not put into jobs: a question must leave nothing behind
     return {'slices': sorted(results.slices.copy()), 'failed': results.failed.copy(), **activity}
 
 
@@ -131,8 +126,8 @@ def send_results(name):
 def refuse_strangers():
     """Refuse web pages that are not on the list, and whoever does not have the access key.
 
-    Workers that are no browsers send no Origin, nor does the results page, because it comes from here. To
-    show that page takes no key: it asks its reader for one. Nor does OPTIONS: a browser asks what a page may.
+    Workers that are no browsers send no Origin, nor does the results page, because it comes from here. That
+    page needs no key, as it asks its reader for one; nor does OPTIONS, which browsers send before the rest.
     """
     if 'Origin' in request.headers and request.headers['Origin'] not in browser_origins:
         abort(403, 'this web page may not use this server: see browser_origins in server.py')
@@ -160,9 +155,10 @@ def admit_browser_workers(response):
 @app.errorhandler(HTTPException)
 def refuse(error):
     """Answer a refused request with one line that names the problem, and log it without the access key."""
-    asked = f'{request.method} {request.path}'.partition('key=')[0]    # a mistyped path may hold the key
-    note_refusal(request.remote_addr, f'{asked[:100]!r} refused: {error.code} {error.description}')
-    return f'{error.description}\n', error.code, {'Content-Type': 'text/plain'}
+    asked = f'{request.method} {request.path}'.partition('key=')[0]    # not the key in a mistyped address
+    problem = error.description.partition('. ')[0].removesuffix('.')    # Werkzeug's go on after that
+    note_refusal(request.remote_addr, f'{asked[:100]!r} refused: {error.code} {problem}')
+    return f'{problem}\n', error.code, {'Content-Type': 'text/plain'}
 
 
 @app.errorhandler(OSError)
@@ -204,18 +200,26 @@ class JobResults:
         self.slices = stored_slices(job)     # a set of slice numbers
         self.failed = {}                     # slice number: what its work function threw
         self.path = None                     # the file, when there is one
-        self.size = 0                        # of it, in bytes, as this server has left it
-        self.columns = []                    # of it, without job and slice
+        self.size = 0                        # how many bytes this server has written to it
+        self.columns = []                    # its columns, without job and slice
 
     def store(self, slice_number, result):
-        """Return once a result of the slice is on the disk, this one or an earlier one. Raises OSError."""
+        """Return an answer once a result of the slice is on the disk, this one or an earlier one.
+
+        The answer begins with 'Result received', for which remote-job.py prints a tick. Raises OSError.
+        """
         with self.lock:
             if slice_number in self.slices:
-                return
-            self.append(slice_number, result)
+                return 'Result received'
+            fits = self.append(slice_number, result)
             if self.job:
                 self.slices.add(slice_number)
             self.failed.pop(slice_number, None)
+        if result is None:
+            return 'Result received, but it is empty: return an object'
+        if not fits:
+            return 'Result received, but its columns are not those of the first result'
+        return 'Result received'
 
     def note_failure(self, slice_number, problem):
         """Remember what the work function threw, unless a result of the slice is stored."""
@@ -224,17 +228,21 @@ class JobResults:
                 self.failed[slice_number] = problem
 
     def append(self, slice_number, result):
-        """Append a result to the file. If that fails, the file ends where it ended before."""
+        """Append a result to the file, and return whether it has the file's columns.
+
+        If that fails, the file ends where it ended before.
+        """
         row = as_row(result)
-        unchanged = self.path and self.path.exists() and self.path.stat().st_size == self.size
-        if not unchanged:
+        as_we_left_it = self.path and self.path.exists() and self.path.stat().st_size == self.size
+        if not as_we_left_it:
             self.path = new_file()
             self.size = 0
         lines = b''
         if self.size == 0:
             self.columns = list(row)
             lines += as_line(['job', 'slice', *map(as_cell, self.columns)])
-        if row.keys() == set(self.columns):
+        fits = row.keys() == set(self.columns)
+        if fits:
             cells = [as_cell(row[column]) for column in self.columns]
         else:
             cells = [''] * (len(self.columns) - 1) + [json.dumps(result)]    # all of it in the last column
@@ -248,6 +256,7 @@ class JobResults:
             os.truncate(self.path, self.size)
             raise
         self.size += len(lines)
+        return fits
 
 
 def stored_slices(job):
@@ -255,7 +264,7 @@ def stored_slices(job):
     slices = set()
     if not job:
         return slices
-    # The job, a tab, the slice number, a tab, and the rest, but not zeros, which a power cut may leave.
+    # A line of this job, with its slice number. It has no zero bytes: a power cut may leave such lines.
     whole_line = re.compile(rb'^%s\t([1-9][0-9]*)\t[^\0\n]*\n' % re.escape(job).encode(), re.MULTILINE)
     for path in results_folder.glob('*.txt'):
         numbers = whole_line.findall(path.read_bytes())
@@ -301,6 +310,27 @@ def as_line(cells):
 
 
 # RUN
+class Handler(WSGIRequestHandler):
+    """Reads requests as Werkzeug does, but logs a malformed one in a single line, without the access key."""
+
+    timeout = 60    # seconds; a worker that vanished must not keep its thread for ever
+
+    def make_environ(self):
+        """Refuse a malformed address, which Werkzeug would answer with a traceback in the log."""
+        try:
+            return super().make_environ()
+        except ValueError:
+            self.send_error(400)    # calls log_error()
+            raise ConnectionAbortedError from None    # Werkzeug then closes the connection without a word
+
+    def log_request(self, *_):
+        pass    # Werkzeug's fails at a malformed address, too
+
+    def log_error(self, problem, *_):
+        if 'timed out' not in problem:    # browsers open connections, and may not use them
+            note_refusal(self.client_address[0], 'malformed request')
+
+
 def main():
     """Check what can be checked beforehand, say where the server is, and serve until Ctrl-C."""
     if not data_file.is_file():
@@ -313,9 +343,9 @@ def main():
     try:
         server = make_server('0.0.0.0', port, app, threaded=True, request_handler=Handler,
                              ssl_context=certificate)
-    except OSError as error:    # not for a port that is in use: of that make_server() itself tells, and exits
+    except OSError as error:    # (If the port is in use, make_server() itself says so, and exits.)
         sys.exit(f'Cannot use the certificate {certificate}: {error.strerror}')
-    if certificate:    # a request's own thread does the TLS handshake, so that a slow one stops no other
+    if certificate:    # let each request's own thread do the TLS handshake: a slow one then stops no other
         server.socket.do_handshake_on_connect = False
     if not access_key:
         log.warning('no access_key is set: anybody who reaches this server may read the data')
@@ -325,26 +355,6 @@ def main():
     print(" * Serving Flask app 'server'")    # as Flask does when it is started by `flask run`
     print(' * Debug mode: off', flush=True)
     server.serve_forever()
-
-
-class Handler(WSGIRequestHandler):
-    """Reads requests as Werkzeug does, but logs a malformed one in a single line, without the access key."""
-
-    timeout = 60    # seconds; a worker that vanished must not keep its thread for ever
-
-    def make_environ(self):
-        """Refuse a malformed address, which Werkzeug would answer with a traceback in the log."""
-        try:
-            return super().make_environ()
-        except ValueError:
-            self.send_error(400)    # calls log_error()
-            raise ConnectionAbortedError from None    # to Werkzeug: this connection is over
-
-    def log_request(self, *_):
-        pass    # Werkzeug's fails at a malformed address, too
-
-    def log_error(self, *_):
-        note_refusal(self.client_address[0], 'malformed or unfinished request')
 
 
 def lan_address():

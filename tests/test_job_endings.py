@@ -70,6 +70,15 @@ def test_server_url_is_no_url(project):
     assert_ends_with(project.run_job(), '^server_url must begin with http://')
 
 
+@pytest.mark.parametrize('right, wrong, line', [
+    ("access_key = ''", "access_key = 'a&b'", '^access_key must be of letters and digits'),
+    ('# WORK FUNCTION', 'slices = range(3)\n\n# WORK FUNCTION', '^Python ints do not arrive as numbers: use floats'),
+])
+def test_setting_that_would_go_wrong_without_a_word(project, right, wrong, line):
+    project.edit('remote-job.py', right, wrong)
+    assert_ends_with(project.run_job(), line)
+
+
 def test_wrong_access_key(project):
     project.edit('server.py', "access_key = ''", "access_key = 'right'")
     project.serve()
@@ -208,8 +217,8 @@ def test_slices_without_a_result(project):
     project.edit('remote-job.py', '  // SIGNATURE:',
                  "  if (slice[0] === 0.42) throw Error('no such gene');\n  // SIGNATURE:")
     project.edit('remote-job.py', '# WORK FUNCTION', 'slices[2] = [0.42] * 5\n\n# WORK FUNCTION')
-    project.edit('server.py', '        results.store(slice_number, result)\n',
-                 '        if slice_number != 7: results.store(slice_number, result)\n')
+    project.edit('server.py', 'answer = results.store(slice_number, result)',
+                 "answer = 'Result received' if slice_number == 7 else results.store(slice_number, result)")
     project.serve()
     job = project.run_job()
     assert_ends_with(job, r'^2 of 10 slices have no result: \[3, 7\]')
