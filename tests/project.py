@@ -63,7 +63,7 @@ class Server:
             with open(path, newline='', encoding='utf-8') as file:
                 whole_lines = [line for line in file if line.endswith('\n')]
             rows += csv.DictReader(whole_lines, delimiter='\t')
-        return [row for row in rows if row['job'] == job]
+        return [row for row in rows if row.get('job') == job]    # other tables may lie there, too
 
 
 class ServerModule(Server):
