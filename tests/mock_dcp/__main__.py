@@ -133,9 +133,9 @@ def play_tutorial(options):
                 reason = f'server.py does not answer at {url}: set server_url in remote-job.py'
                 sys.exit(log.read().strip() or reason)
             run_job(options)
-            results = (PROJECT / 'results').glob('*.txt')
-            newest = max(results, key=lambda path: path.stat().st_mtime)
-            print(f'\n{newest}:', *newest.read_text().splitlines()[:41], sep='\n')
+            results = sorted((PROJECT / 'results').glob('*.txt'), key=lambda path: path.stat().st_mtime)
+            if results:    # a server that ran before may keep them elsewhere
+                print(f'\n{results[-1]}:', *results[-1].read_text().splitlines()[:41], sep='\n')
         finally:
             if server:
                 server.terminate()
