@@ -6,12 +6,12 @@ if not (3, 10) <= sys.version_info < (3, 15):    # an older one cannot run this,
     print('Tried on Python 3.10 to 3.14 only: README.md shows how to make a venv with one.', file=sys.stderr)
     if sys.version_info < (3, 10):
         sys.exit(1)
-signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C ends this without a traceback. GUARDS change that
+signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C ends this without a traceback, until GUARDS
 import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp 3.4.3 imports nest_asyncio, which fails on Python 3.14
 import dcp
 import pythonmonkey as pm                       # runs JavaScript, which most of dcp is written in
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # no JavaScript stacks. GUARDS change that
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # no JavaScript tracebacks, until GUARDS
 
 # KEYS
 try:
@@ -40,7 +40,7 @@ slices = [[random.random() for _ in range(length)] for length in lengths]
 work_function = r'''(slice, data) => {
   const classes = ['Psoriasis', 'Psoriatic Arthritis'];    // the phenotypes to tell apart: class 0, class 1
   const folds = 10;
-  // TABLE: rows of cells. `a ||= b` is `a = a or b`: a worker keeps globalThis for the next slices of a job.
+  // TABLE: rows of cells, kept in globalThis for a job's next slices. `a ||= b` is `a = a or b`.
   globalThis.table ||= data.replace(/[\r\n]+$/, '').split(/\r?\n/).map((line) => line.split('\t'));
   const [header, ...samples] = globalThis.table;
   if (!samples.every((row) => row.length === header.length)) throw Error('lines differ in number of cells');
@@ -66,11 +66,11 @@ work_function = r'''(slice, data) => {
   const classifiers = {
     centroid: (row, rows) => -distance(row, transpose(rows).map(mean)),
     neighbour: (row, rows) => -Math.min(...rows.map((other) => distance(row, other))),
-    kernel: (row, rows) => Math.log(mean(rows.map((other) => (1 + distance(row, other)) ** -row.length))),
+    kernel: (row, rows) => row.length * Math.log(mean(rows.map((other) => 1 / (1 + distance(row, other))))),
   };
 
   // CROSS-VALIDATION: each class is dealt to folds like cards. A sample is scored by the other folds only.
-  const fold = y.map((label, s) => count(label, y.slice(0, s)) % folds);    // by its place in its class
+  const fold = y.map((label, s) => count(label, y.slice(0, s)) % folds);    // n-th of its class: n % folds
   const scores = {};    // of each classifier, for each sample: near 0 if it is like class 0, near 1 if like 1
   for (const [name, fit] of Object.entries(classifiers)) {
     scores[name] = x.map((row, s) => {
@@ -196,10 +196,11 @@ def print_once(line):
 
 def check_settings():
     """End if one of them would go wrong without a word."""
-    if access_key and not access_key.isalnum():
+    if access_key and not (access_key.isascii() and access_key.isalnum()):
         sys.exit('access_key must be of letters and digits.')
-    if isinstance(slices, (list, range)) and any(type(each) is int for each in slices):
-        sys.exit('Python ints do not arrive as numbers: use floats as slices, such as 1.0.')
+    for each in slices if isinstance(slices, (list, tuple, range)) else []:
+        if type(each) is int or '__pythonmonkey_guard' in str(each):    # which compute_for makes of an int
+            sys.exit('Python ints do not arrive as numbers: use floats as slices, such as 1.0.')
 
 
 def check_work_function():
@@ -244,7 +245,7 @@ def start_guards(first_report):
 def stop(problem):
     """Let job.exec() or job.wait() raise SystemExit, in main(). Any thread may call this."""
     if stopped.acquire(blocking=False):    # only the first call counts: many press Ctrl-C twice
-        # Both run the loop while they wait. Out of it SystemExit reaches main(); other exceptions do not.
+        # Both run the loop, in which this raises SystemExit. asyncio lets that out to main(), and no other.
         loop.call_soon_threadsafe(sys.exit, problem)
         last_resort = threading.Timer(10, give_up, [problem])    # in 10 s, in a thread of its own
         last_resort.daemon = True    # it does not keep this script alive
@@ -288,7 +289,7 @@ def on_failure(_, context):
     problem = ' '.join(message.split())    # in one line
     if error.jsError['code'] == 'DCPL-1100':
         problem = 'DCP does not know this joinKey and joinSecret: check job.computeGroups.'
-    if state == 'running':
+    if state == 'running':    # go on: the results arrive all the same
         print_once(f'  Problem: {problem}')
         return
     if state == 'deploying':

@@ -69,7 +69,7 @@ def receive_result():
     slice_number = int(request.form['element'])
     results = results_of(request.form.get('job', ''))
     result = read_content(request.form)
-    if isinstance(result, dict) and {'errorCode', 'message', 'stack'} <= result.keys():    # DCP's for: thrown
+    if isinstance(result, dict) and {'errorCode', 'message', 'stack'} <= result.keys():    # a thrown error
         answer = f'work function failed: {result["message"]!r}'[:200]    # short, as DCP sees the answer
         results.note_failure(slice_number, answer)
     else:
@@ -264,7 +264,7 @@ def stored_slices(job):
     slices = set()
     if not job:
         return slices
-    # A line of this job, with its slice number. It has no zero bytes: a power cut may leave such lines.
+    # Job id, tab, slice number, tab, rest, newline; but no zero bytes, as a power cut may leave some.
     whole_line = re.compile(rb'^%s\t([1-9][0-9]*)\t[^\0\n]*\n' % re.escape(job).encode(), re.MULTILINE)
     for path in results_folder.glob('*.txt'):
         numbers = whole_line.findall(path.read_bytes())

@@ -7,7 +7,7 @@ from decimal import ROUND_HALF_UP, Decimal
 import numpy as np
 from scipy.spatial.distance import cdist
 from scipy.special import expit
-from scipy.stats import multivariate_t, rankdata
+from scipy.stats import cauchy, rankdata
 
 CLASSES = ['Psoriasis', 'Psoriatic Arthritis']
 FOLDS = 10
@@ -32,11 +32,9 @@ def neighbour(rows, known):
 
 
 def kernel(rows, known):
-    """Return the logarithms (m,) of the class's density, estimated with Student's t distribution of k degrees of
-    freedom as the kernel, and not normalised: kernel density classification (the same book, 6.6.2)."""
-    k = rows.shape[1]
-    kernels = [multivariate_t(other, np.identity(k) / k, df=k).pdf(rows) for other in known]
-    return np.log(np.mean(kernels, axis=0)).reshape(len(rows))
+    """Return k times the logarithms (m,) of the class's density, estimated with a Cauchy kernel and not normalised:
+    kernel density classification (the same book, 6.6.2), where k makes it count as much as the others."""
+    return rows.shape[1] * np.log(cauchy.pdf(cdist(rows, known)).mean(axis=1) * np.pi)
 
 
 CLASSIFIERS = {'centroid': centroid, 'neighbour': neighbour, 'kernel': kernel}
