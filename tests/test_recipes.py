@@ -140,8 +140,6 @@ def same(kitchen):
 
 NO_NEWS = "No news for 5 s: server.py refused a request: 127.0.0.1 'GET "
 SLIPS = {    # how the copy is made; what is changed in it; the line that says so
-    'no such code': (same, ROUTE, CODE_DIFF, 'remote-job.py', 'js?key', 'mjs?key',
-                     NO_NEWS + "/input/search_signatures.mjs' refused: 404"),
     'no such slice': (with_input_files, ROUTE, LIST_DIFF, 'remote-job.py',
                       'in range(1, n_signatures', 'in range(0, n_signatures',
                       NO_NEWS + "/input/signature-0.txt' refused: 404"),
