@@ -162,9 +162,10 @@ def post_results(project, posters, count, number):
 
 
 def measure_results(project, slow, forgetful):
-    sync = 'os.fsync(file.fileno())\n'
+    sync = 'os.fsync(file.fileno())    # returns when'
     slow.edit('server.py', sync, f"__import__('time').sleep(0.005), {sync}")
-    forgetful.edit('server.py', 'results.store(slice_number, result)', 'results.slices.add(slice_number)')
+    forgetful.edit('server.py', 'answer = results.store(slice_number, result)',
+                   "answer = 'Result received'; results.slices.add(slice_number)")
     for each in (project, slow, forgetful):
         each.serve()
     for posters, count in ((1, 100), (8, 300), (64, 640)):
