@@ -192,7 +192,7 @@ def done(jobs):
     """Return a function that waits for a job, and returns its kitchen and its process."""
     def done(name):
         kitchen, process = jobs[name]
-        assert process.wait() == 0 and 'Done.' in process.lines, process.output
+        assert process.wait() == 0 and 'Done.' in process.output, process.output
         return kitchen, process
     return done
 
