@@ -166,7 +166,7 @@ def main():
         outcome = cancel_job()
         sys.exit(f'{outcome}: {problem}')
     n_slices = len(slices)
-    stored = ask_server()['slices']
+    stored = set(ask_server()['slices'])
     missing = [number for number in range(1, n_slices + 1) if number not in stored]
     if missing:
         sys.exit(f'{len(missing)} of {n_slices} slices have no result: {missing[:20]}')

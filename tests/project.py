@@ -26,8 +26,8 @@ from input.simulate import simulate
 PROJECT = Path(__file__).resolve().parents[1]
 SCORES = {'probesets': '1007_s_at, 1053_at', 'centroid AUC': 0.8, 'ensemble AUC': 0.85}
 RECEIVED = (200, 'Result received')
-EMPTY, OTHER_COLUMNS = [(200, f'Result received, but {problem}') for problem in (
-    'it is empty: return an object', 'its columns are not those of the first result')]
+EMPTY = (200, 'Result received, but it is empty: return an object')
+OTHER_COLUMNS = (200, 'Result received, but its columns are not those of the first result')
 
 
 class Server:
