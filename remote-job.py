@@ -28,7 +28,7 @@ if not server_url.startswith(('http://', 'https://')) or server_url.endswith('/'
     sys.exit('server_url must begin with http:// or https://, and have no / at its end.')
 data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< fetched from your server
 
-# INPUT SET: a slice is a signature, as numbers from 0 to 1, each of which SIGNATURE turns into a probeset.
+# INPUT SET: a slice is a signature: for each of its probesets a place in the table, 0 (first) to 1 (end).
 n_signatures = 10
 min_length, max_length = 5, 9
 random.seed(42)
@@ -45,37 +45,38 @@ work_function = r'''(slice, data) => {
   const [header, ...samples] = globalThis.table;
   if (!samples.every((row) => row.length === header.length)) throw Error('lines differ in number of cells');
 
-  // SIGNATURE: each number takes out one of the remaining columns: splice(i, 1)[0] is Python's pop(i).
-  const remaining = [...header.keys()].slice(1);    // columns 1, 2, 3 and so on: column 0 is the phenotype
-  const columns = slice.map((number) => remaining.splice(Math.floor(number * remaining.length), 1)[0]);
+  // SIGNATURE: the columns at these places, none of them twice: hence the Set. Column 0 is the phenotype.
+  const columns = [...new Set(slice.map((place) => 1 + Math.floor(place * (header.length - 1))))];
 
-  // SAMPLES: y has the class of each, 0 or 1; x has a row for each, with its values (log2) of the signature.
+  // SAMPLES: y[s] is the class of sample s, 0 or 1. x[s] has its values (log2) of the signature.
   const y = samples.map((row) => classes.indexOf(row[0]));
-  const count = (label, list) => list.filter((item) => item === label).length;    // list.count(label)
-  const usable = count(0, y) > 1 && count(1, y) > 1 && count(0, y) + count(1, y) === y.length;
-  if (!usable) throw Error(`samples must be of two classes, two or more of each: ${classes}`);
-  const toNumber = (cell) => (/\d/.test(cell) ? Number(cell) : NaN);    // Number('') would be 0
+  const ofClass = (label, list) => list.filter((_, s) => y[s] === label);
+  const [n0, n1] = [ofClass(0, y).length, ofClass(1, y).length];
+  if (n0 < 2 || n1 < 2 || n0 + n1 < y.length)
+    throw Error(`samples must be of these two classes, two or more of each: ${classes}`);
+  const toNumber = (text) => (text.trim() === '' ? NaN : Number(text));    // Number('') would be 0
   const x = samples.map((row) => columns.map((column) => toNumber(row[column])));
-  if (!x.flat().every(Number.isFinite)) throw Error('too few probesets, or one without a number');
+  if (!x.flat().every(Number.isFinite)) throw Error('a sample has no number for a probeset of the signature');
 
-  // CLASSIFIERS: each tells how well a row fits the known rows of a class: the higher, the better.
-  const sum = (values) => values.reduce((total, value) => total + value, 0);
-  const mean = (values) => sum(values) / values.length;
-  const transpose = (rows) => rows[0].map((_, j) => rows.map((row) => row[j]));    // Python's zip(*rows)
-  const distance = (a, b) => sum(a.map((value, j) => (value - b[j]) ** 2));    // Euclidean, squared
+  // CLASSIFIERS: each tells, as a number above 0, how similar a row of x is to known rows of a class.
+  const mean = (values) => values.reduce((total, value) => total + value, 0) / values.length;
+  const centre = (rows) => rows[0].map((_, j) => mean(rows.map((row) => row[j])));    // mean of each column
+  const similarity = (a, b) => 1 / (1 + mean(a.map((value, j) => (value - b[j]) ** 2)));    // 1: equal
   const classifiers = {
-    centroid: (row, rows) => -distance(row, transpose(rows).map(mean)),
-    neighbour: (row, rows) => -Math.min(...rows.map((other) => distance(row, other))),
-    kernel: (row, rows) => row.length * Math.log(mean(rows.map((other) => 1 / (1 + distance(row, other))))),
+    centroid: (row, rows) => similarity(row, centre(rows)),
+    neighbour: (row, rows) => Math.max(...rows.map((other) => similarity(row, other))),    // the nearest one
+    kernel: (row, rows) => mean(rows.map((other) => similarity(row, other))),    // all, the near ones most
   };
 
   // CROSS-VALIDATION: each class is dealt to folds like cards. A sample is scored by the other folds only.
-  const fold = y.map((label, s) => count(label, y.slice(0, s)) % folds);    // n-th of its class: n % folds
+  const fold = y.map((label, s) => y.slice(0, s).filter((other) => other === label).length % folds);
   const scores = {};    // of each classifier, for each sample: near 0 if it is like class 0, near 1 if like 1
-  for (const [name, fit] of Object.entries(classifiers)) {
+  for (const [name, classifier] of Object.entries(classifiers)) {
     scores[name] = x.map((row, s) => {
       const known = (label) => x.filter((_, t) => y[t] === label && fold[t] !== fold[s]);
-      return 1 / (1 + Math.exp(fit(row, known(0)) - fit(row, known(1))));    // over 0.5: class 1 fits better
+      const [like0, like1] = [classifier(row, known(0)), classifier(row, known(1))];
+      if (!(like0 > 0 && like1 > 0 && like0 + like1 < Infinity)) throw Error(`${name} is no number above 0`);
+      return like1 / (like0 + like1);    // 0.5 if the row is as much like one class as like the other
     });
     progress();    // DCP demands this call: at least once per slice, and every 30 s
   }
@@ -84,10 +85,9 @@ work_function = r'''(slice, data) => {
   // RESULT: accuracy, and AUC (area under the ROC curve): of all pairs, in how many class 1 scores higher.
   const result = { probesets: columns.map((column) => header[column]).join(', ') };
   for (const [name, p] of Object.entries(scores)) {
-    if (p.some(Number.isNaN)) throw Error(`classifier ${name} returned no number`);
     const correct = p.map((score, s) => (score >= 0.5) === (y[s] === 1));    // true counts as 1
-    const [zeros, ones] = [0, 1].map((label) => p.filter((_, s) => y[s] === label));
-    const inOrder = ones.flatMap((b) => zeros.map((a) => (b > a) + (b === a) / 2));    // a tie counts half
+    const pairs = ofClass(1, p).flatMap((one) => ofClass(0, p).map((zero) => [one, zero]));
+    const inOrder = pairs.map(([one, zero]) => (Math.sign(one - zero) + 1) / 2);    // 1, a tie 0.5, else 0
     result[`${name}_accuracy`] = Number(mean(correct).toFixed(3));
     result[`${name}_auc`] = Number(mean(inOrder).toFixed(3));
   }
@@ -106,13 +106,8 @@ job.public.description = 'Scores random gene signatures that tell psoriatic arth
 job.public.link = 'https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE57383'
 
 # EVENTS
-state = 'new'    # then DCP's: 'exec' ... 'deployed'. Set by this script: 'running', 'refused', 'cancelled'
-
-
 @job.on('readystatechange')
-def on_state(new_state):
-    global state
-    state = new_state
+def on_state(state):
     print('State:', state)
 
 
@@ -146,25 +141,17 @@ def on_no_funds(event):
 
 @job.on('cancel')
 def on_cancel(event):
-    global state
-    state = 'cancelled'
-    stop(event.reason)
+    leave(f'Job cancelled: {event.reason}')
 
 
 # RUN
 def main():
-    global state
     check_settings()
     check_work_function()
     first_report = ask_server()    # or end here, if it does not answer
     start_guards(first_report)
-    try:
-        job.exec()    # returns when DCP has the job; exec(0.1) would offer 0.1 compute credits per slice
-        state = 'running'
-        job.wait()    # returns when every slice is done
-    except SystemExit as problem:    # stop() lets exec() or wait() raise it
-        outcome = cancel_job()
-        sys.exit(f'{outcome}: {problem}')
+    job.exec()    # returns when DCP has the job; exec(0.1) would offer 0.1 compute credits per slice
+    job.wait()    # returns when every slice is done
     n_slices = len(slices)
     stored = set(ask_server()['slices'])
     missing = [number for number in range(1, n_slices + 1) if number not in stored]
@@ -175,15 +162,12 @@ def main():
 
 # GUARDS: whatever goes wrong ends in one line that says what to do. No need to read on to change the rest.
 import json    # here and not at the top, to leave lines 26 and 99 where README.md says
-import os
-import threading
 import urllib.request
 
 patience = 30    # seconds without news from DCP until this script asks why
-news = threading.Event()
-stopped = threading.Lock()    # the first stop() takes it, for good
-loop = asyncio.get_event_loop()    # dcp's, which job.exec() and job.wait() run
-job_id = job.id    # threads may not ask the job itself
+loop = asyncio.get_event_loop()    # dcp's event loop, which job.exec() and job.wait() run
+news = asyncio.Event()
+cancelling = False
 printed = set()
 
 
@@ -198,9 +182,8 @@ def check_settings():
     """End if one of them would go wrong without a word."""
     if access_key and not (access_key.isascii() and access_key.isalnum()):
         sys.exit('access_key must be of letters and digits.')
-    for each in slices if isinstance(slices, (list, tuple, range)) else []:
-        if type(each) is int or '__pythonmonkey_guard' in str(each):    # which compute_for makes of an int
-            sys.exit('Python ints do not arrive as numbers: use floats as slices, such as 1.0.')
+    if isinstance(slices, range) or '__pythonmonkey_guard' in str(slices):    # what dcp makes of an int
+        sys.exit('Python ints do not arrive as numbers: use floats as slices, such as 1.0.')
 
 
 def check_work_function():
@@ -218,7 +201,7 @@ def ask_server():
     """Return server.py's report on this job, or end with the reason why there is none."""
     no_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))    # it is in your own network
     try:
-        return json.load(no_proxy.open(f'{server_url}/dcp-results/{job_id}?key={access_key}', timeout=10))
+        return json.load(no_proxy.open(f'{server_url}/dcp-results/{job.id}?key={access_key}', timeout=10))
     except Exception as error:
         if 'CERTIFICATE_VERIFY_FAILED' in str(error):
             sys.exit(f'The certificate of {server_url} is not trusted: set SSL_CERT_FILE to its file.')
@@ -227,10 +210,23 @@ def ask_server():
         sys.exit(f'server.py does not answer at {server_url} ({error}): start it, or correct server_url.')
 
 
+def prevent_freeze():
+    """Compile WebAssembly in the foreground.
+
+    dcp signs the job with it. Compiled in the background, as usual, it may freeze PythonMonkey 1.4.1.
+    """
+    pm.eval("""WebAssembly.instantiate = async (bytes, imports) => {
+        const module = new WebAssembly.Module(bytes);
+        return { module, instance: new WebAssembly.Instance(module, imports) };
+    }""")
+
+
 def start_guards(first_report):
-    """See to it that stop() is called when something goes wrong from now on."""
+    """Have what goes wrong from now on heard by the event loop, which job.exec() and job.wait() run."""
+    prevent_freeze()
+
     def on_signal(number, frame):
-        stop('stopped by its owner.')
+        loop.call_soon_threadsafe(cancel_job, 'stopped by its owner.')
 
     signal.signal(signal.SIGINT, on_signal)     # Ctrl-C
     signal.signal(signal.SIGTERM, on_signal)    # kill
@@ -239,49 +235,31 @@ def start_guards(first_report):
     loop.set_exception_handler(on_failure)
     for event in ('readystatechange', 'result'):
         job.on(event, lambda _: news.set())
-    threading.Thread(target=watch, args=[first_report], daemon=True).start()
+    loop.create_task(watch(first_report))
 
 
-def stop(problem):
-    """Let job.exec() or job.wait() raise SystemExit, in main(). Any thread may call this."""
-    if stopped.acquire(blocking=False):    # only the first call counts: many press Ctrl-C twice
-        # Both run the loop, in which this raises SystemExit. asyncio lets that out to main(), and no other.
-        loop.call_soon_threadsafe(sys.exit, problem)
-        last_resort = threading.Timer(10, give_up, [problem])    # in 10 s, in a thread of its own
-        last_resort.daemon = True    # it does not keep this script alive
-        last_resort.start()
+def leave(line):
+    """End this script with a line, from within the loop: what an event handler raises goes no further."""
+    loop.call_soon_threadsafe(sys.exit, line)
 
 
-def give_up(problem):
-    """End this script although the job could not be cancelled, because DCP does not answer."""
-    try:
-        print(f'Job {job_id} may still run: {problem}', file=sys.stderr, flush=True)
-    finally:    # even if the terminal is closed
-        os._exit(1)    # sys.exit() would end only this thread
-
-
-def cancel_job():
-    """Cancel the job if DCP has it: it costs money, and nobody waits for it. Return what has become of it."""
-    while state == 'deploying':    # too early to cancel it. If this takes long, give_up() ends it
+def cancel_job(problem):
+    """End this script, and cancel the job if DCP has it: it costs money, and nobody would wait for it."""
+    global cancelling
+    if cancelling:    # many press Ctrl-C twice
+        return
+    cancelling = True
+    if job.readyState in ('new', 'exec', 'init', 'preauth'):    # DCP has not heard of it
+        sys.exit(f'Job not deployed: {problem}')
+    loop.call_later(10, sys.exit, f'Job {job.id} may still run: {problem}')    # if DCP does not answer
+    while not job.address:    # DCP gives the job one when it takes it. If it refuses, on_failure() is called
         loop.run_until_complete(asyncio.sleep(0.1))
-    if state in ('new', 'exec', 'init', 'preauth', 'refused'):    # the states before 'deploying', or instead
-        return 'Job not deployed'
-    if state == 'cancelled':
-        return 'Job cancelled'
-    try:
-        job.cancel('its script has ended')
-        return 'Job cancelled'
-    except pm.SpiderMonkeyError:
-        return f'Job {job_id} may still run'
+    job.cancel(problem)
+    sys.exit(f'Job cancelled: {problem}')
 
 
 def on_failure(_, context):
-    """Hear of an error in DCP's event loop.
-
-    Before the job runs this ends the script: job.exec() would wait for ever for a job that DCP refuses. Later
-    it is a slip in an event handler above, or the loss of an event. The results arrive all the same.
-    """
-    global state
+    """Hear of an error in the event loop: DCP refuses the job, or an event handler above has a slip."""
     error = context.get('exception')
     if not isinstance(error, pm.SpiderMonkeyError):    # not DCP's, but asyncio's: a task left at the end
         return
@@ -289,25 +267,25 @@ def on_failure(_, context):
     problem = ' '.join(message.split())    # in one line
     if error.jsError['code'] == 'DCPL-1100':
         problem = 'DCP does not know this joinKey and joinSecret: check job.computeGroups.'
-    if state == 'running':    # go on: the results arrive all the same
+    if job.connected:    # job.exec() has returned: the job runs on
         print_once(f'  Problem: {problem}')
-        return
-    if state == 'deploying':
-        state = 'refused'    # so there is no job to cancel
-    stop(problem)
+    elif job.address:    # DCP has the job, but job.exec() will not return
+        loop.call_soon_threadsafe(cancel_job, problem)
+    else:
+        leave(f'Job not deployed: {problem}')
 
 
-def watch(first_report):
-    """Say so when there is no news. This runs in a thread of its own, in case DCP's event loop is stuck."""
+async def watch(first_report):
+    """Say so when there is no news."""
     while True:
-        if news.wait(patience):
-            news.clear()
-        elif state == 'running':
+        news.clear()
+        await asyncio.sleep(patience)
+        if news.is_set():
+            continue
+        if job.connected:
             print_once(f'  No news for {patience} s: {likely_cause(first_report)} Still waiting...')
-        elif state in ('new', 'exec', 'uploading'):
-            continue    # it may ask for a passphrase, or have much to upload
-        else:
-            stop(f'no news from DCP for {patience} s. Check your network; install requirements.txt again.')
+        elif job.readyState not in ('exec', 'uploading'):    # it may ask for a passphrase, or upload much
+            cancel_job(f'no news from DCP for {patience} s. Check your network.')
 
 
 def likely_cause(first_report):
@@ -324,10 +302,4 @@ def likely_cause(first_report):
     return 'workers have fetched the data, but posted no result: see above why, or a slice takes that long.'
 
 
-# START, continued (here, to leave lines 26 and 99 alone): PythonMonkey 1.4.1 may freeze when dcp, in order to
-# sign the job, compiles WebAssembly in the background. So compile it in the foreground, until that is mended.
-pm.eval("""WebAssembly.instantiate = async (bytes, imports) => {
-    const module = new WebAssembly.Module(bytes);
-    return { module, instance: new WebAssembly.Instance(module, imports) };
-}""")
 main()

@@ -95,32 +95,6 @@ def report(job):
     return {'slices': sorted(results.slices.copy()), 'failed': results.failed.copy(), **activity}
 
 
-@app.get('/')
-def send_page():
-    """Send a web page that shows the results as they arrive. (To compute them it is not needed.)"""
-    return send_file(here / 'results' / 'page.html')
-
-
-@app.get('/results')
-def list_results():
-    """List the results files for that page, the newest first."""
-    files = []
-    for path in sorted(results_folder.glob('*.txt'), key=os.path.getmtime, reverse=True):
-        with open(path, 'rb') as file:
-            header, first_line = file.readline(), file.readline()
-        if first_line and header.startswith(b'job\tslice\t'):
-            job = first_line.partition(b'\t')[0].decode(errors='replace')
-            files.append({'name': path.name, 'job': job, 'size': path.stat().st_size})
-    failed = {job: results.failed.copy() for job, results in jobs.copy().items()}
-    return {'files': files, 'failed': failed, **activity, **health()}
-
-
-@app.get('/results/<name>')
-def send_results(name):
-    """Send a results file, or only what is new in it: the part that a Range header asks for."""
-    return send_from_directory(results_folder, name, mimetype='text/plain')
-
-
 # WHO MAY COME IN
 @app.before_request
 def refuse_strangers():
@@ -174,7 +148,35 @@ def note_refusal(address, problem):
     activity['last_refusal'] = f'{address} {problem}'
 
 
-# RESULTS FILES: tables with a line per slice. Only whole lines count: half a line after a crash does no harm.
+# RESULTS PAGE
+@app.get('/')
+def send_page():
+    """Send a web page that shows the results as they arrive. (To compute them it is not needed.)"""
+    return send_file(here / 'results' / 'page.html')
+
+
+@app.get('/results')
+def list_results():
+    """List the results files for that page, the newest first."""
+    files = []
+    for path in sorted(results_folder.glob('*.txt'), key=os.path.getmtime, reverse=True):
+        with open(path, 'rb') as file:
+            header, first_line = file.readline(), file.readline()
+        if first_line and header.startswith(b'job\tslice\t'):
+            job = first_line.partition(b'\t')[0].decode(errors='replace')
+            files.append({'name': path.name, 'job': job, 'size': path.stat().st_size})
+    failed = {job: results.failed.copy() for job, results in jobs.copy().items()}
+    return {'files': files, 'failed': failed, **activity, **health()}
+
+
+@app.get('/results/<name>')
+def send_results(name):
+    """Send a results file, or only what is new in it: the part that a Range header asks for."""
+    return send_from_directory(results_folder, name, mimetype='text/plain')
+
+
+# RESULTS FILES (on a first reading, skip to RUN): tables with a line per slice. Only whole lines count: half
+# a line, after a crash, does no harm.
 jobs = {}    # job id: its JobResults
 
 
@@ -264,12 +266,13 @@ def stored_slices(job):
     slices = set()
     if not job:
         return slices
-    # Job id, tab, slice number, tab, rest, newline; but no zero bytes, as a power cut may leave some.
-    whole_line = re.compile(rb'^%s\t([1-9][0-9]*)\t[^\0\n]*\n' % re.escape(job).encode(), re.MULTILINE)
     for path in results_folder.glob('*.txt'):
-        numbers = whole_line.findall(path.read_bytes())
+        with open(path, 'rb') as file:
+            lines = [line for line in file if line.startswith(f'{job}\t'.encode())]
+        # A crash may leave half a line; a power cut, zero bytes in one.
+        numbers = [line.split(b'\t')[1] for line in lines if line.endswith(b'\n') and b'\0' not in line]
+        slices.update(int(number) for number in numbers if number.isdigit())
         if numbers:
-            slices.update(map(int, numbers))
             with open(path, 'r+b') as file:
                 os.fsync(file.fileno())    # an earlier server may have been killed before it did that
     return slices
@@ -289,8 +292,11 @@ def new_file():
 
 
 def as_row(result):
-    """Return a result as {column: value}: an object as it is, anything else in the column `result`."""
-    if isinstance(result, dict) and result:
+    """Return a result as {column: value}: an object as it is, anything else in the column `result`.
+
+    So is an object that has a job or a slice of its own, because these columns are there already.
+    """
+    if isinstance(result, dict) and result and not result.keys() & {'job', 'slice'}:
         return result
     return {'result': result}
 
@@ -309,7 +315,7 @@ def as_line(cells):
     return line.getvalue().encode()
 
 
-# RUN
+# MALFORMED REQUESTS (on a first reading, skip to RUN)
 class Handler(WSGIRequestHandler):
     """Reads requests as Werkzeug does, but logs a malformed one in a single line, without the access key."""
 
@@ -331,6 +337,7 @@ class Handler(WSGIRequestHandler):
             note_refusal(self.client_address[0], 'malformed request')
 
 
+# RUN
 def main():
     """Check what can be checked beforehand, say where the server is, and serve until Ctrl-C."""
     if not data_file.is_file():

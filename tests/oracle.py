@@ -6,43 +6,48 @@ from decimal import ROUND_HALF_UP, Decimal
 
 import numpy as np
 from scipy.spatial.distance import cdist
-from scipy.special import expit
-from scipy.stats import cauchy, rankdata
+from scipy.stats import rankdata
 
 CLASSES = ['Psoriasis', 'Psoriatic Arthritis']
 FOLDS = 10
 
 
-def pick(n_probesets, numbers):
-    """Return k different columns, from 0: each of k numbers in [0, 1) chooses one of those that are left."""
-    left = list(range(n_probesets))
-    return [left.pop(int(number * len(left))) for number in numbers]
+def pick(n_probesets, places):
+    """Return columns, from 0: the table has k of equal width between 0 and 1, and each of the places lies in one of
+    them. A column that has several is returned once, where the first of them is."""
+    columns = np.searchsorted(np.arange(1, n_probesets) / n_probesets, places, side='right')
+    return list(dict.fromkeys(columns.tolist()))
+
+
+def similarity(rows, known):
+    """Return the similarities (m, n) of each of the rows to each of the known ones: a Cauchy kernel, not normalised,
+    of the root mean square of their k differences."""
+    return 1 / (1 + cdist(rows, known, 'sqeuclidean') / rows.shape[1])
 
 
 def centroid(rows, known):
-    """Return minus the squared distances (m,) to the mean of the class: nearest centroid (Hastie, Tibshirani,
-    Friedman: The Elements of Statistical Learning, 2nd ed., 18.2)."""
-    return -((rows - known.mean(axis=0)) ** 2).sum(axis=1)
+    """Return the similarities (m,) to the mean of the class: nearest centroid (Hastie, Tibshirani, Friedman: The
+    Elements of Statistical Learning, 2nd ed., 18.2)."""
+    return similarity(rows, known.mean(axis=0, keepdims=True))[:, 0]
 
 
 def neighbour(rows, known):
-    """Return minus the squared distances (m,) to the nearest known sample of the class: one nearest neighbour
-    (the same book, 13.3)."""
-    return -cdist(rows, known, 'sqeuclidean').min(axis=1)
+    """Return the similarities (m,) to the nearest known sample of the class: one nearest neighbour (the same book,
+    13.3)."""
+    return similarity(rows, known).max(axis=1)
 
 
 def kernel(rows, known):
-    """Return k times the logarithms (m,) of the class's density, estimated with a Cauchy kernel and not normalised:
-    kernel density classification (the same book, 6.6.2), where k makes it count as much as the others."""
-    return rows.shape[1] * np.log(cauchy.pdf(cdist(rows, known)).mean(axis=1) * np.pi)
+    """Return the class's density (m,), not normalised: kernel density classification (the same book, 6.6.2)."""
+    return similarity(rows, known).mean(axis=1)
 
 
 CLASSIFIERS = {'centroid': centroid, 'neighbour': neighbour, 'kernel': kernel}
 
 
 def cross_validate(x, y):
-    """Return scores from 0 to 1, as {classifier: (samples,)}, for x (samples, k): the logistic function of how
-    much better class 1 fits. A sample's fold is its number within its class modulo FOLDS; the others score it."""
+    """Return scores from 0 to 1, as {classifier: (samples,)}, for x (samples, k): how well class 1 fits, as a part
+    of how well both fit. A sample's fold is its number within its class modulo FOLDS; the others score it."""
     fold = np.empty_like(y)
     for label in (0, 1):
         fold[y == label] = np.arange((y == label).sum()) % FOLDS
@@ -50,7 +55,8 @@ def cross_validate(x, y):
     for held_out in (fold == f for f in range(FOLDS)):
         first, second = (x[~held_out & (y == label)] for label in (0, 1))
         for name, fit in CLASSIFIERS.items():
-            p[name][held_out] = expit(fit(x[held_out], second) - fit(x[held_out], first))
+            fits = np.array([fit(x[held_out], first), fit(x[held_out], second)])
+            p[name][held_out] = (fits / fits.sum(axis=0))[1]
     return p
 
 

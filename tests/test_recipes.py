@@ -101,11 +101,7 @@ def shipped_signatures():
     random.seed(42)
     lengths = [random.randint(5, 9) for _ in range(10)]
     numbers = [[random.random() for _ in range(length)] for length in lengths]
-    signatures = []
-    for picks in numbers:
-        left = list(PROBESETS)
-        signatures.append([left.pop(int(number * len(left))) for number in picks])
-    return signatures
+    return [[PROBESETS[int(number * len(PROBESETS))] for number in picks] for picks in numbers]
 
 
 def with_input_files(kitchen):
@@ -147,7 +143,7 @@ SLIPS = {    # how the copy is made; what is changed in it; the line that says s
                   '^The work function does not compile, see line 95: '),
     'content type': (same, ROUTE, CODE_DIFF, 'server.py', "'input', name, mimetype='text/plain'",
                      "'input', name, mimetype='application/json'", 'A worker failed: JSON.parse: '),
-    'plain strings': (with_input_files, ROUTE, LIST_DIFF, 'remote-job.py', "    pm.new('URL')(f'", "    (f'",
+    'plain strings': (with_input_files, ROUTE, LIST_DIFF, 'remote-job.py', "pm.new('URL')(address) for", 'address for',
                       "✘ Slice 1: work function failed: 'the slice is no list of probesets of the data'"),
 }
 
@@ -214,7 +210,7 @@ def test_lines_to_edit_are_where_the_recipe_says(cook, recipe, line):
 
 def test_remote_input_set_can_be_put_on_top_of_the_sites(cook):
     script = (cook(ROUTE, LIST_DIFF, *blocks(SITES, 'diff')).folder / 'remote-job.py').read_text()
-    assert '/input/signature-' in script and 'sys.argv[1:]' in script
+    assert 'signature-{n}.txt' in script and 'sys.argv[1:]' in script
 
 
 def test_scheduler_would_be_seen_to_be_told(done):
@@ -263,7 +259,7 @@ def test_shuffled_labels_leave_nothing_to_be_found(cook):
     data = '\n'.join('\t'.join(map(str, row)) for row in [['phenotype', 'a', 'b'], *rows])
     program = f"""const progress = () => {{}}, work = {work_function};
                   const data = require('fs').readFileSync(0, 'utf8');
-                  const auc = (shuffled) => work({{ numbers: [0.1, 0.1], shuffled }}, data).ensemble_auc;
+                  const auc = (shuffled) => work({{ places: [0.1, 0.6], shuffled }}, data).ensemble_auc;
                   const shuffled = Array.from({{ length: 200 }}, () => auc(true));
                   console.log(JSON.stringify([auc(false), ...shuffled]));"""
     node = subprocess.run(['node', '-e', program], input=data, capture_output=True, text=True)

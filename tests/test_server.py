@@ -169,6 +169,14 @@ def test_order_of_columns_is_that_of_the_first_result(server):
     assert [list(row.values()) for row in server.rows()] == [['job1', '1', '1', '2'], ['job1', '2', '1', '2']]
 
 
+@pytest.mark.parametrize('column', ['job', 'slice'])
+def test_column_that_the_file_has_anyway_costs_no_value(server, column):
+    result = {column: 7, 'n': 5}
+    assert server.post(3, result) == RECEIVED
+    (row,) = server.rows()
+    assert (row['job'], row['slice'], json.loads(row['result'])) == ('job1', '3', result)
+
+
 @pytest.mark.parametrize('result, cell', [
     (7, '7'), (-1.5, '-1.5'), (1e-300, '1e-300'), (10 ** 30, '1' + '0' * 30), (True, 'true'),
     ('text', 'text'), ([1, 'a', None], '[1, "a", null]'), ([], '[]'), ({}, '{}'), ([{'a': 1}], '[{"a": 1}]'),
