@@ -28,7 +28,7 @@ if not server_url.startswith(('http://', 'https://')) or server_url.endswith('/'
     sys.exit('server_url must begin with http:// or https://, and have no / at its end.')
 data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< fetched from your server
 
-# INPUT SET: a slice is a signature: for each of its probesets a place in the table, 0 (first) to 1 (end).
+# INPUT SET: a slice is a signature: for each of its probesets its place in the table, 0 (start) to 1 (end).
 n_signatures = 10
 min_length, max_length = 5, 9
 random.seed(42)
@@ -68,9 +68,9 @@ work_function = r'''(slice, data) => {
     kernel: (row, rows) => mean(rows.map((other) => similarity(row, other))),    // all, the near ones most
   };
 
-  // CROSS-VALIDATION: each class is dealt to folds like cards. A sample is scored by the other folds only.
+  // CROSS-VALIDATION: the n-th sample of a class is in fold n % folds, and is scored by the other folds only.
   const fold = y.map((label, s) => y.slice(0, s).filter((other) => other === label).length % folds);
-  const scores = {};    // of each classifier, for each sample: near 0 if it is like class 0, near 1 if like 1
+  const scores = {};    // scores[name][s], of sample s: near 0 if it is like class 0, near 1 if like class 1
   for (const [name, classifier] of Object.entries(classifiers)) {
     scores[name] = x.map((row, s) => {
       const known = (label) => x.filter((_, t) => y[t] === label && fold[t] !== fold[s]);
@@ -80,13 +80,13 @@ work_function = r'''(slice, data) => {
     });
     progress();    // DCP demands this call: at least once per slice, and every 30 s
   }
-  scores.ensemble = y.map((_, s) => mean(Object.values(scores).map((p) => p[s])));    // of those above
+  scores.ensemble = y.map((_, s) => mean(Object.values(scores).map((score) => score[s])));
 
   // RESULT: accuracy, and AUC (area under the ROC curve): of all pairs, in how many class 1 scores higher.
   const result = { probesets: columns.map((column) => header[column]).join(', ') };
-  for (const [name, p] of Object.entries(scores)) {
-    const correct = p.map((score, s) => (score >= 0.5) === (y[s] === 1));    // true counts as 1
-    const pairs = ofClass(1, p).flatMap((one) => ofClass(0, p).map((zero) => [one, zero]));
+  for (const [name, score] of Object.entries(scores)) {
+    const correct = y.map((label, s) => (score[s] >= 0.5) === (label === 1));    // true counts as 1
+    const pairs = ofClass(1, score).flatMap((one) => ofClass(0, score).map((zero) => [one, zero]));
     const inOrder = pairs.map(([one, zero]) => (Math.sign(one - zero) + 1) / 2);    // 1, a tie 0.5, else 0
     result[`${name}_accuracy`] = Number(mean(correct).toFixed(3));
     result[`${name}_auc`] = Number(mean(inOrder).toFixed(3));
