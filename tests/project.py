@@ -218,6 +218,14 @@ class Process:
         return '\n'.join(self.lines + self.errors)
 
 
+def make_certificate(folder):
+    """Make a certificate of 127.0.0.1, and its private key, in a folder. Return the paths of both."""
+    openssl = ('openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test'
+               ' -addext subjectAltName=IP:127.0.0.1 -out certificate.pem -keyout private_key.pem')
+    subprocess.run(openssl.split(), cwd=folder, check=True, capture_output=True)
+    return folder / 'certificate.pem', folder / 'private_key.pem'
+
+
 JOB_SCRIPT = (PROJECT / 'remote-job.py').read_text(encoding='utf-8')
 INPUT_SET = re.search('^# INPUT SET.*?(?=^# WORK FUNCTION)', JOB_SCRIPT, re.MULTILINE | re.DOTALL)[0]
 WORK_FUNCTION = next(node.value.value for node in ast.parse(JOB_SCRIPT).body

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from .project import make_certificate
+
 IMPATIENT = ('patience = 30', 'patience = 0.5')
 NO_GRACE = ('call_later(10,', 'call_later(0.1,')    # for DCP to answer to a cancellation
 ON_STATE = "    print('State:', state)\n"
@@ -222,9 +224,7 @@ def test_slices_without_a_result(project):
 
 
 def test_whole_job_over_https_with_an_access_key(project):
-    openssl = ('openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=test'
-               ' -addext subjectAltName=IP:127.0.0.1 -keyout private_key.pem -out certificate.pem')
-    subprocess.run(openssl.split(), cwd=project.folder, check=True, capture_output=True)
+    certificate, _ = make_certificate(project.folder)
     project.url = project.url.replace('http:', 'https:')
     project.edit('server.py', 'certificate = None ',
                  "certificate = (here / 'certificate.pem', here / 'private_key.pem')")
@@ -233,7 +233,6 @@ def test_whole_job_over_https_with_an_access_key(project):
         project.edit(script, "access_key = ''", "access_key = 'secret1'")
     server = project.serve()
     assert_ends_with(project.run_job(), '^The certificate of https://.* is not trusted: set SSL_CERT_FILE')
-    trust = str(project.folder / 'certificate.pem')
-    job = project.run_job(SSL_CERT_FILE=trust, NODE_EXTRA_CA_CERTS=trust)
+    job = project.run_job(SSL_CERT_FILE=str(certificate), NODE_EXTRA_CA_CERTS=str(certificate))
     assert job.status == 0 and job.lines[-1] == 'Done.', job.output
     assert 'secret1' not in server.output + job.output

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs
 import pytest
 
 from .mock_dcp.faults import Faults
-from .project import Project
+from .project import Project, make_certificate
 
 START = '''
 import asyncio, json, socket, sys, traceback
@@ -79,12 +79,12 @@ def job_script(work_function, input_set='[1.0, 2.0, 3.0]', arguments='[0.5]', gr
 class DataServer(ThreadingHTTPServer):
     """Serve `pages`: {path: (status, content type, text), or a list of them}; keep what is posted."""
 
-    def __init__(self, certificate=None):
+    def __init__(self, certificate=None, key=None):
         super().__init__(('127.0.0.1', 0), DataHandler)
         self.url, self.certificate = f'http://127.0.0.1:{self.server_port}', certificate
         if certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(certificate)
+            context.load_cert_chain(certificate, key)
             self.socket = context.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
             self.url = f'https://127.0.0.1:{self.server_port}'
         self.forget()
@@ -174,20 +174,11 @@ class Session:
         return Played(self.process.lines[start:])
 
 
-def make_certificate(path):
-    """Make a certificate of 127.0.0.1, with its key in the same file."""
-    openssl = ('openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 '
-               '-subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -keyout -')
-    path.write_bytes(subprocess.run(openssl.split(), check=True, capture_output=True).stdout)
-    return path
-
-
 @pytest.fixture(scope='module')
 def all_servers(tmp_path_factory):
-    folder = tmp_path_factory.mktemp('certificates')
     servers = {name: DataServer() for name in ('data', 'north', 'south')}
     for name in ('trusted', 'stranger'):
-        servers[name] = DataServer(make_certificate(folder / f'{name}.pem'))
+        servers[name] = DataServer(*make_certificate(tmp_path_factory.mktemp(name)))
     yield servers
     for server in servers.values():
         server.stop()

@@ -8,18 +8,16 @@ import os
 import random
 import re
 import secrets
-import shutil
 import socket
 import ssl
 import struct
-import subprocess
 import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from .project import RECEIVED, SCORES, Project
+from .project import RECEIVED, SCORES, Project, make_certificate
 
 DATA = '/GSE57383_ps_psa'
 FORM = {'element': '2', 'contentType': 'application/json', 'content': '1', 'job': 'job1'}
@@ -284,15 +282,10 @@ def test_key_of_a_bad_request_does_not_show_in_the_log(locked, request_line):
 @pytest.fixture(scope='module')
 def secure(tmp_path_factory):
     """A server with a certificate of its own, and what a client needs to trust it."""
-    if not shutil.which('openssl'):
-        pytest.skip('there is no openssl command to make a certificate with')
     folder = tmp_path_factory.mktemp('secure')
-    certificate = str(folder / 'cert.pem'), str(folder / 'key.pem')
-    command = ('openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 '
-               '-subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -out cert.pem -keyout key.pem')
-    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
-    with serving(folder, certificate=('None', certificate)) as project:
-        project.trust = ssl.create_default_context(cafile=folder / 'cert.pem')
+    certificate, key = make_certificate(folder)
+    with serving(folder, certificate=('None', (str(certificate), str(key)))) as project:
+        project.trust = ssl.create_default_context(cafile=certificate)
         yield project
 
 
