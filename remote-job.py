@@ -28,7 +28,7 @@ if not server_url.startswith(('http://', 'https://')) or server_url.endswith('/'
     sys.exit('server_url must begin with http:// or https://, and have no / at its end.')
 data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< fetched from your server
 
-# INPUT SET: a slice is a signature: for each of its probesets its place in the table, 0 (start) to 1 (end).
+# INPUT SET: a slice is a signature: for each of its probesets its place in the table, from 0 up to 1.
 n_signatures = 10
 min_length, max_length = 5, 9
 random.seed(42)
@@ -52,7 +52,7 @@ work_function = r'''(slice, data) => {
   const y = samples.map((row) => classes.indexOf(row[0]));
   const ofClass = (label, list) => list.filter((_, s) => y[s] === label);
   const [n0, n1] = [ofClass(0, y).length, ofClass(1, y).length];
-  if (n0 < 2 || n1 < 2 || n0 + n1 < y.length)
+  if (n0 < 2 || n1 < 2 || n0 + n1 < y.length)    // the last: a sample is of neither class
     throw Error(`samples must be of these two classes, two or more of each: ${classes}`);
   const toNumber = (text) => (text.trim() === '' ? NaN : Number(text));    // Number('') would be 0
   const x = samples.map((row) => columns.map((column) => toNumber(row[column])));
@@ -69,7 +69,7 @@ work_function = r'''(slice, data) => {
   };
 
   // CROSS-VALIDATION: the n-th sample of a class is in fold n % folds, and is scored by the other folds only.
-  const fold = y.map((label, s) => y.slice(0, s).filter((other) => other === label).length % folds);
+  const fold = y.map((label, s) => ofClass(label, y.slice(0, s)).length % folds);    // of those before s
   const scores = {};    // scores[name][s], of sample s: near 0 if it is like class 0, near 1 if like class 1
   for (const [name, classifier] of Object.entries(classifiers)) {
     scores[name] = x.map((row, s) => {
@@ -82,7 +82,7 @@ work_function = r'''(slice, data) => {
   }
   scores.ensemble = y.map((_, s) => mean(Object.values(scores).map((score) => score[s])));
 
-  // RESULT: accuracy, and AUC (area under the ROC curve): of all pairs, in how many class 1 scores higher.
+  // RESULT: accuracy, and AUC: of all pairs of a sample of each class, in how many does class 1 score higher?
   const result = { probesets: columns.map((column) => header[column]).join(', ') };
   for (const [name, score] of Object.entries(scores)) {
     const correct = y.map((label, s) => (score[s] >= 0.5) === (label === 1));    // true counts as 1
@@ -91,7 +91,7 @@ work_function = r'''(slice, data) => {
     result[`${name}_accuracy`] = Number(mean(correct).toFixed(3));
     result[`${name}_auc`] = Number(mean(inOrder).toFixed(3));
   }
-  return result;
+  return result;    // a line of the results file. The results page takes its last column for the score
 }'''
 
 # JOB
@@ -120,7 +120,7 @@ def on_accepted(_):
 @job.on('result')
 def on_result(event):
     """Print your server's answer to the worker that posted the result: no more of it passes through DCP."""
-    mark = '✔' if str(event.result).startswith('Result received') else '✘'    # as receive_result() says
+    mark = '✔' if str(event.result).startswith('Result received') else '✘'    # as server.py says
     print(f'    {mark} Slice {int(event.sliceNumber)}: {event.result}')
 
 
@@ -130,7 +130,7 @@ def on_error(error):
         print_once(f'  A worker may not use your server: start it with --allow-origin {server_url}')
     elif error.code == 'ENOPROGRESS':
         print_once('  The work function must call progress(): at least once per slice, and every 30 s.')
-    elif 'EUNCAUGHT' not in (error.code, error.errorCode):    # that was thrown: on_result tells of it
+    elif 'EUNCAUGHT' not in (error.code, error.errorCode):    # EUNCAUGHT: it threw, as on_result tells
         print_once(f'  A worker failed: {error.message}')
 
 
@@ -211,9 +211,9 @@ def ask_server():
 
 
 def prevent_freeze():
-    """Compile WebAssembly in the foreground.
+    """Let WebAssembly, with which dcp signs the job, be compiled in the foreground.
 
-    dcp signs the job with it. Compiled in the background, as usual, it may freeze PythonMonkey 1.4.1.
+    In the background, as usual, that may stop PythonMonkey 1.4.1 for ever, and not even Ctrl-C is heard.
     """
     pm.eval("""WebAssembly.instantiate = async (bytes, imports) => {
         const module = new WebAssembly.Module(bytes);
@@ -226,7 +226,7 @@ def start_guards(first_report):
     prevent_freeze()
 
     def on_signal(number, frame):
-        loop.call_soon_threadsafe(cancel_job, 'stopped by its owner.')
+        asyncio.run_coroutine_threadsafe(cancel_job('stopped by its owner.'), loop)
 
     signal.signal(signal.SIGINT, on_signal)     # Ctrl-C
     signal.signal(signal.SIGTERM, on_signal)    # kill
@@ -239,11 +239,11 @@ def start_guards(first_report):
 
 
 def leave(line):
-    """End this script with a line, from within the loop: what an event handler raises goes no further."""
+    """End this script with a line, from an event handler, too: what it raises itself goes to on_failure()."""
     loop.call_soon_threadsafe(sys.exit, line)
 
 
-def cancel_job(problem):
+async def cancel_job(problem):
     """End this script, and cancel the job if DCP has it: it costs money, and nobody would wait for it."""
     global cancelling
     if cancelling:    # many press Ctrl-C twice
@@ -253,7 +253,7 @@ def cancel_job(problem):
         sys.exit(f'Job not deployed: {problem}')
     loop.call_later(10, sys.exit, f'Job {job.id} may still run: {problem}')    # if DCP does not answer
     while not job.address:    # DCP gives the job one when it takes it. If it refuses, on_failure() is called
-        loop.run_until_complete(asyncio.sleep(0.1))
+        await asyncio.sleep(0.1)
     job.cancel(problem)
     sys.exit(f'Job cancelled: {problem}')
 
@@ -263,14 +263,13 @@ def on_failure(_, context):
     error = context.get('exception')
     if not isinstance(error, pm.SpiderMonkeyError):    # not DCP's, but asyncio's: a task left at the end
         return
-    message, _, _ = error.jsError['message'].partition('JS Stack Trace')
-    problem = ' '.join(message.split())    # in one line
+    problem = error.jsError['message'].splitlines()[0]
     if error.jsError['code'] == 'DCPL-1100':
         problem = 'DCP does not know this joinKey and joinSecret: check job.computeGroups.'
     if job.connected:    # job.exec() has returned: the job runs on
         print_once(f'  Problem: {problem}')
     elif job.address:    # DCP has the job, but job.exec() will not return
-        loop.call_soon_threadsafe(cancel_job, problem)
+        asyncio.run_coroutine_threadsafe(cancel_job(problem), loop)
     else:
         leave(f'Job not deployed: {problem}')
 
@@ -285,7 +284,7 @@ async def watch(first_report):
         if job.connected:
             print_once(f'  No news for {patience} s: {likely_cause(first_report)} Still waiting...')
         elif job.readyState not in ('exec', 'uploading'):    # it may ask for a passphrase, or upload much
-            cancel_job(f'no news from DCP for {patience} s. Check your network.')
+            await cancel_job(f'no news from DCP for {patience} s. Check your network.')
 
 
 def likely_cause(first_report):

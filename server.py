@@ -132,7 +132,10 @@ def refuse(error):
     asked = f'{request.method} {request.path}'.partition('key=')[0]    # not the key in a mistyped address
     problem = error.description.partition('. ')[0].removesuffix('.')    # Werkzeug's go on after that
     note_refusal(request.remote_addr, f'{asked[:100]!r} refused: {error.code} {problem}')
-    return f'{problem}\n', error.code, {'Content-Type': 'text/plain'}
+    answer = error.get_response()
+    answer.data = f'{problem}\n'
+    answer.content_type = 'text/plain'
+    return answer
 
 
 @app.errorhandler(OSError)
@@ -294,7 +297,7 @@ def new_file():
 def as_row(result):
     """Return a result as {column: value}: an object as it is, anything else in the column `result`.
 
-    So is an object that has a job or a slice of its own, because these columns are there already.
+    An object with a job or a slice of its own goes there, too, because these columns exist already.
     """
     if isinstance(result, dict) and result and not result.keys() & {'job', 'slice'}:
         return result
