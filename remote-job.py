@@ -6,12 +6,12 @@ if not (3, 10) <= sys.version_info < (3, 15):    # an older one cannot run this,
     print('Tried on Python 3.10 to 3.14 only: README.md shows how to make a venv with one.', file=sys.stderr)
     if sys.version_info < (3, 10):
         sys.exit(1)
-signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C ends this without a traceback, until GUARDS
+signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C ends this without a traceback
 import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp 3.4.3 imports nest_asyncio, which fails on Python 3.14
 import dcp
 import pythonmonkey as pm                       # runs JavaScript, which most of dcp is written in
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # no JavaScript tracebacks, until GUARDS
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # silences JavaScript's tracebacks
 
 # KEYS
 try:
@@ -28,7 +28,7 @@ if not server_url.startswith(('http://', 'https://')) or server_url.endswith('/'
     sys.exit('server_url must begin with http:// or https://, and have no / at its end.')
 data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< fetched from your server
 
-# INPUT SET: a slice is a signature: for each of its probesets its place in the table, from 0 up to 1.
+# INPUT SET: a slice is a signature: for each of its probesets its place in the table: 0 or more, below 1.
 n_signatures = 10
 min_length, max_length = 5, 9
 random.seed(42)
@@ -39,7 +39,7 @@ slices = [[random.random() for _ in range(length)] for length in lengths]
 # In JavaScript, `list.map((a, i) => a + i)` is Python's `[a + i for i, a in enumerate(list)]`: see README.md.
 work_function = r'''(slice, data) => {
   const classes = ['Psoriasis', 'Psoriatic Arthritis'];    // the phenotypes to tell apart: class 0, class 1
-  const folds = 10;
+  const folds = 10;    // two or more
   // TABLE: rows of cells, kept in globalThis for a job's next slices. `a ||= b` is `a = a or b`.
   globalThis.table ||= data.replace(/[\r\n]+$/, '').split(/\r?\n/).map((line) => line.split('\t'));
   const [header, ...samples] = globalThis.table;
@@ -54,8 +54,7 @@ work_function = r'''(slice, data) => {
   const [n0, n1] = [ofClass(0, y).length, ofClass(1, y).length];
   if (n0 < 2 || n1 < 2 || n0 + n1 < y.length)    // the last: a sample is of neither class
     throw Error(`samples must be of these two classes, two or more of each: ${classes}`);
-  const toNumber = (text) => (text.trim() === '' ? NaN : Number(text));    // Number('') would be 0
-  const x = samples.map((row) => columns.map((column) => toNumber(row[column])));
+  const x = samples.map((row) => columns.map((j) => Number(row[j]?.trim() || NaN)));    // '' is not 0
   if (!x.flat().every(Number.isFinite)) throw Error('a sample has no number for a probeset of the signature');
 
   // CLASSIFIERS: each tells, as a number above 0, how similar a row of x is to known rows of a class.
@@ -68,8 +67,8 @@ work_function = r'''(slice, data) => {
     kernel: (row, rows) => mean(rows.map((other) => similarity(row, other))),    // all, the near ones most
   };
 
-  // CROSS-VALIDATION: the n-th sample of a class is in fold n % folds, and is scored by the other folds only.
-  const fold = y.map((label, s) => ofClass(label, y.slice(0, s)).length % folds);    // of those before s
+  // CROSS-VALIDATION: each class is dealt to the folds in turn. A sample is scored by the other folds only.
+  const fold = y.map((label, s) => ofClass(label, y.slice(0, s)).length % folds);    // how many before it
   const scores = {};    // scores[name][s], of sample s: near 0 if it is like class 0, near 1 if like class 1
   for (const [name, classifier] of Object.entries(classifiers)) {
     scores[name] = x.map((row, s) => {
@@ -82,10 +81,11 @@ work_function = r'''(slice, data) => {
   }
   scores.ensemble = y.map((_, s) => mean(Object.values(scores).map((score) => score[s])));
 
-  // RESULT: accuracy, and AUC: of all pairs of a sample of each class, in how many does class 1 score higher?
+  // RESULT: accuracy: how many samples score on their side of 0.5? AUC: of all pairs of a sample of class 1
+  // and one of class 0, in how many does the former score higher?
   const result = { probesets: columns.map((column) => header[column]).join(', ') };
   for (const [name, score] of Object.entries(scores)) {
-    const correct = y.map((label, s) => (score[s] >= 0.5) === (label === 1));    // true counts as 1
+    const correct = y.map((label, s) => Math.round(score[s]) === label);    // true counts as 1
     const pairs = ofClass(1, score).flatMap((one) => ofClass(0, score).map((zero) => [one, zero]));
     const inOrder = pairs.map(([one, zero]) => (Math.sign(one - zero) + 1) / 2);    // 1, a tie 0.5, else 0
     result[`${name}_accuracy`] = Number(mean(correct).toFixed(3));
@@ -141,7 +141,7 @@ def on_no_funds(event):
 
 @job.on('cancel')
 def on_cancel(event):
-    leave(f'Job cancelled: {event.reason}')
+    exit_soon(f'Job cancelled: {event.reason}')
 
 
 # RUN
@@ -164,7 +164,7 @@ def main():
 import json    # here and not at the top, to leave lines 26 and 99 where README.md says
 import urllib.request
 
-patience = 30    # seconds without news from DCP until this script asks why
+patience = 30    # seconds: if there is no news from DCP that long, this script asks why
 loop = asyncio.get_event_loop()    # dcp's event loop, which job.exec() and job.wait() run
 news = asyncio.Event()
 cancelling = False
@@ -182,7 +182,7 @@ def check_settings():
     """End if one of them would go wrong without a word."""
     if access_key and not (access_key.isascii() and access_key.isalnum()):
         sys.exit('access_key must be of letters and digits.')
-    if isinstance(slices, range) or '__pythonmonkey_guard' in str(slices):    # what dcp makes of an int
+    if isinstance(slices, range) or '__pythonmonkey_guard' in str(slices):    # dcp's word for an int
         sys.exit('Python ints do not arrive as numbers: use floats as slices, such as 1.0.')
 
 
@@ -238,8 +238,8 @@ def start_guards(first_report):
     loop.create_task(watch(first_report))
 
 
-def leave(line):
-    """End this script with a line, from an event handler, too: what it raises itself goes to on_failure()."""
+def exit_soon(line):
+    """Let the event loop end this script with a line. In an event handler, sys.exit() would not do so."""
     loop.call_soon_threadsafe(sys.exit, line)
 
 
@@ -266,12 +266,12 @@ def on_failure(_, context):
     problem = error.jsError['message'].splitlines()[0]
     if error.jsError['code'] == 'DCPL-1100':
         problem = 'DCP does not know this joinKey and joinSecret: check job.computeGroups.'
-    if job.connected:    # job.exec() has returned: the job runs on
+    if job.connected:    # job.exec() has returned, and the job runs on
         print_once(f'  Problem: {problem}')
-    elif job.address:    # DCP has the job, but job.exec() will not return
+    elif job.address:    # DCP has taken the job, but job.exec() will not return
         asyncio.run_coroutine_threadsafe(cancel_job(problem), loop)
     else:
-        leave(f'Job not deployed: {problem}')
+        exit_soon(f'Job not deployed: {problem}')
 
 
 async def watch(first_report):

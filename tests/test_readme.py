@@ -187,10 +187,10 @@ def said(tmp_path_factory):
     project = Project(tmp_path_factory.mktemp('said') / 'project')
     for script in ('server.py', 'remote-job.py'):
         project.edit(script, "access_key = ''", "access_key = 'SecretKey1'")
-    project.edit('remote-job.py', "  const folds = 10;\n", """  const folds = 10;
+    project.edit('remote-job.py', "  // TABLE:", """
   if (slice.length === 7) throw Error('thrown in a slice');
   console.log('written by a slice');
-""")
+  // TABLE:""")
     project.serve()
     job = project.run_job('--log', 'said.jsonl')
     messages = [json.loads(line) for line in (project.folder / 'said.jsonl').read_text().splitlines()]
