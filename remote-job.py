@@ -39,7 +39,7 @@ slices = [[random.random() for _ in range(length)] for length in lengths]
 # In JavaScript, `list.map((a, i) => a + i)` is Python's `[a + i for i, a in enumerate(list)]`: see README.md.
 work_function = r'''(slice, data) => {
   const classes = ['Psoriasis', 'Psoriatic Arthritis'];    // the phenotypes to tell apart: class 0, class 1
-  const folds = 10;    // two or more
+  const folds = 10;
   // TABLE: rows of cells, kept in globalThis for a job's next slices. `a ||= b` is `a = a or b`.
   globalThis.table ||= data.replace(/[\r\n]+$/, '').split(/\r?\n/).map((line) => line.split('\t'));
   const [header, ...samples] = globalThis.table;
@@ -69,6 +69,7 @@ work_function = r'''(slice, data) => {
 
   // CROSS-VALIDATION: each class is dealt to the folds in turn. A sample is scored by the other folds only.
   const fold = y.map((label, s) => ofClass(label, y.slice(0, s)).length % folds);    // how many before it
+  if (new Set(fold).size < 2) throw Error('folds must be two or more');
   const scores = {};    // scores[name][s], of sample s: near 0 if it is like class 0, near 1 if like class 1
   for (const [name, classifier] of Object.entries(classifiers)) {
     scores[name] = x.map((row, s) => {
@@ -81,8 +82,7 @@ work_function = r'''(slice, data) => {
   }
   scores.ensemble = y.map((_, s) => mean(Object.values(scores).map((score) => score[s])));
 
-  // RESULT: accuracy: how many samples score on their side of 0.5? AUC: of all pairs of a sample of class 1
-  // and one of class 0, in how many does the former score higher?
+  // RESULT: accuracy, and AUC: in how many pairs of a sample of each class does that of class 1 score higher?
   const result = { probesets: columns.map((column) => header[column]).join(', ') };
   for (const [name, score] of Object.entries(scores)) {
     const correct = y.map((label, s) => Math.round(score[s]) === label);    // true counts as 1
@@ -182,8 +182,9 @@ def check_settings():
     """End if one of them would go wrong without a word."""
     if access_key and not (access_key.isascii() and access_key.isalnum()):
         sys.exit('access_key must be of letters and digits.')
-    if isinstance(slices, range) or '__pythonmonkey_guard' in str(slices):    # dcp's word for an int
-        sys.exit('Python ints do not arrive as numbers: use floats as slices, such as 1.0.')
+    given = f'{slices} {job.jobArguments}'
+    if isinstance(slices, range) or '__pythonmonkey_guard' in given:    # which dcp puts in place of an int
+        sys.exit('Python ints do not arrive as numbers: use floats as slices and arguments, such as 1.0.')
 
 
 def check_work_function():
@@ -277,14 +278,14 @@ def on_failure(_, context):
 async def watch(first_report):
     """Say so when there is no news."""
     while True:
-        news.clear()
-        await asyncio.sleep(patience)
-        if news.is_set():
-            continue
-        if job.connected:
-            print_once(f'  No news for {patience} s: {likely_cause(first_report)} Still waiting...')
-        elif job.readyState not in ('exec', 'uploading'):    # it may ask for a passphrase, or upload much
-            await cancel_job(f'no news from DCP for {patience} s. Check your network.')
+        try:
+            await asyncio.wait_for(news.wait(), patience)
+            news.clear()
+        except asyncio.TimeoutError:
+            if job.connected:
+                print_once(f'  No news for {patience} s: {likely_cause(first_report)} Still waiting...')
+            elif job.readyState not in ('exec', 'uploading'):    # it may ask for a passphrase, or upload much
+                await cancel_job(f'no news from DCP for {patience} s. Check your network.')
 
 
 def likely_cause(first_report):

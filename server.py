@@ -131,7 +131,8 @@ def refuse(error):
     """Answer a refused request with one line that names the problem, and log it without the access key."""
     asked = f'{request.method} {request.path}'.partition('key=')[0]    # not the key in a mistyped address
     problem = error.description.partition('. ')[0].removesuffix('.')    # Werkzeug's go on after that
-    note_refusal(request.remote_addr, f'{asked[:100]!r} refused: {error.code} {problem}')
+    if error.code != 416:    # who asks for what is new in a results file is told so if there is nothing
+        note_refusal(request.remote_addr, f'{asked[:100]!r} refused: {error.code} {problem}')
     answer = error.get_response()
     answer.data = f'{problem}\n'
     answer.content_type = 'text/plain'

@@ -76,6 +76,7 @@ def test_server_url_is_no_url(project):
     ("access_key = ''", "access_key = 'a&b'", '^access_key must be of letters and digits'),
     ('# WORK FUNCTION', 'slices = range(3)\n\n# WORK FUNCTION', '^Python ints do not arrive as numbers: use floats'),
     ('# WORK FUNCTION', 'slices = [1, 2]\n\n# WORK FUNCTION', '^Python ints do not arrive as numbers: use floats'),
+    ('[data])', '[data, 5])', '^Python ints do not arrive as numbers: use floats'),
 ])
 def test_setting_that_would_go_wrong_without_a_word(project, right, wrong, line):
     project.edit('remote-job.py', right, wrong)

@@ -305,6 +305,14 @@ def test_new_part_of_a_results_file_can_be_asked_for(server):
     assert headers['Content-Type'] == 'text/plain; charset=utf-8'
 
 
+def test_question_for_what_is_new_is_no_refusal_if_there_is_nothing(server):
+    server.post(1, SCORES)
+    (path,) = server.results()
+    size = path.stat().st_size
+    status, _, headers = server.request(f'/results/{path.name}', headers={'Range': f'bytes={size}-'})
+    assert (status, headers['Content-Range'], server.report()['refusals']) == (416, f'bytes */{size}', 0)
+
+
 def test_log_has_one_line_per_result_and_per_refused_request(served):
     served.post(7, SCORES)
     served.request(DATA)

@@ -231,6 +231,17 @@ def test_third_class_is_an_error(cells):
     assert edited != WORK_FUNCTION and error(cells, source=edited)
 
 
+@pytest.mark.parametrize('folds', ['1', 'undefined'])
+def test_without_folds_no_sample_is_scored_by_itself(cells, folds):
+    edited = WORK_FUNCTION.replace('const folds = 10', f'const folds = {folds}')
+    assert edited != WORK_FUNCTION and error(cells, source=edited) == 'folds must be two or more'
+
+
+@pytest.mark.parametrize('place', [1, -0.1])
+def test_place_outside_the_table_is_an_error(cells, place):
+    assert error(cells, [[0.5, place]]) == 'a sample has no number for a probeset of the signature'
+
+
 @pytest.mark.parametrize('text', ['', 'phenotype\t1\t2\t3\n', '<html>', '<html>\n<p>Not found</p>\n'])
 def test_text_that_is_no_table_is_an_error(text):
     assert error(text)
