@@ -5,6 +5,7 @@ import os
 import secrets
 import traceback
 from dataclasses import dataclass, field
+from functools import partial
 from urllib.parse import quote
 
 import pythonmonkey as pm
@@ -197,8 +198,9 @@ class Scheduler:
     def cancel(self, job, reason):
         job.status = 'cancelled'
         job.over.set()
-        slices = len(job.slices)
-        self.emit(job, 'stop', runStatus='cancelled', sliceCount=slices, reason=reason, code='ECANCELLED')
+        stop = partial(self.emit, job, 'stop', runStatus='cancelled', sliceCount=len(job.slices), reason=reason,
+                       code='ECANCELLED')
+        asyncio.get_running_loop().call_later(0.05, stop)    # dcp-client may be about to subscribe to it
 
     def get_lost(self):
         """Be lost from now on, or for a while, if that was asked for. What is said to it meanwhile waits."""
