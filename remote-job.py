@@ -11,7 +11,7 @@ import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp 3.4.3 imports nest_asyncio, which fails on Python 3.14
 import dcp
 import pythonmonkey as pm                       # runs JavaScript, which most of dcp is written in
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # silences JavaScript's tracebacks
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # no JavaScript tracebacks
 
 # KEYS
 try:
@@ -28,7 +28,7 @@ if not server_url.startswith(('http://', 'https://')) or server_url.endswith('/'
     sys.exit('server_url must begin with http:// or https://, and have no / at its end.')
 data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< fetched from your server
 
-# INPUT SET: a slice is a signature: for each of its probesets its place in the table: 0 or more, below 1.
+# INPUT SET: a slice is a signature: its probesets' places in the table: 0 is the first one, 0.999 the last.
 n_signatures = 10
 min_length, max_length = 5, 9
 random.seed(42)
@@ -40,56 +40,56 @@ slices = [[random.random() for _ in range(length)] for length in lengths]
 work_function = r'''(slice, data) => {
   const classes = ['Psoriasis', 'Psoriatic Arthritis'];    // the phenotypes to tell apart: class 0, class 1
   const folds = 10;
-  // TABLE: rows of cells, kept in globalThis for a job's next slices. `a ||= b` is `a = a or b`.
-  globalThis.table ||= data.replace(/[\r\n]+$/, '').split(/\r?\n/).map((line) => line.split('\t'));
+
+  // TABLE: a list of rows, each a list of cells. globalThis keeps it for the worker's next slices.
+  globalThis.table ||= data.trimEnd().split('\n').map((line) => line.split('\t').map((cell) => cell.trim()));
   const [header, ...samples] = globalThis.table;
   if (!samples.every((row) => row.length === header.length)) throw Error('lines differ in number of cells');
 
-  // SIGNATURE: the columns at these places, none of them twice: hence the Set. Column 0 is the phenotype.
+  // SIGNATURE: the columns at these places. The Set drops doubles. Column 0 is the phenotype.
   const columns = [...new Set(slice.map((place) => 1 + Math.floor(place * (header.length - 1))))];
 
-  // SAMPLES: y[s] is the class of sample s, 0 or 1. x[s] has its values (log2) of the signature.
-  const y = samples.map((row) => classes.indexOf(row[0]));
-  const ofClass = (label, list) => list.filter((_, s) => y[s] === label);
-  const [n0, n1] = [ofClass(0, y).length, ofClass(1, y).length];
-  if (n0 < 2 || n1 < 2 || n0 + n1 < y.length)    // the last: a sample is of neither class
+  // SAMPLES: the rows of each class, of which only the signature's columns are kept, as numbers (log2).
+  const signatureOf = (row) => columns.map((column) => Number(row[column] || NaN));    // '' is not 0
+  const [class0, class1] = classes.map((label) => samples.filter((row) => row[0] === label).map(signatureOf));
+  if (class0.length < 2 || class1.length < 2 || class0.length + class1.length !== samples.length)
     throw Error(`samples must be of these two classes, two or more of each: ${classes}`);
-  const x = samples.map((row) => columns.map((j) => Number(row[j]?.trim() || NaN)));    // '' is not 0
-  if (!x.flat().every(Number.isFinite)) throw Error('a sample has no number for a probeset of the signature');
+  if (![class0, class1].flat(2).every(Number.isFinite)) throw Error('a sample has no number for a probeset');
 
-  // CLASSIFIERS: each tells, as a number above 0, how similar a row of x is to known rows of a class.
+  // CLASSIFIERS: each tells, as a number above 0, how similar a row is to known rows of a class.
   const mean = (values) => values.reduce((total, value) => total + value, 0) / values.length;
-  const centre = (rows) => rows[0].map((_, j) => mean(rows.map((row) => row[j])));    // mean of each column
-  const similarity = (a, b) => 1 / (1 + mean(a.map((value, j) => (value - b[j]) ** 2)));    // 1: equal
+  const columnMeans = (rows) => rows[0].map((_, column) => mean(rows.map((row) => row[column])));
+  const similarity = (a, b) => 1 / (1 + mean(a.map((value, i) => (value - b[i]) ** 2)));    // 1: equal
   const classifiers = {
-    centroid: (row, rows) => similarity(row, centre(rows)),
+    centroid: (row, rows) => similarity(row, columnMeans(rows)),
     neighbour: (row, rows) => Math.max(...rows.map((other) => similarity(row, other))),    // the nearest one
     kernel: (row, rows) => mean(rows.map((other) => similarity(row, other))),    // all, the near ones most
   };
 
-  // CROSS-VALIDATION: each class is dealt to the folds in turn. A sample is scored by the other folds only.
-  const fold = y.map((label, s) => ofClass(label, y.slice(0, s)).length % folds);    // how many before it
-  if (new Set(fold).size < 2) throw Error('folds must be two or more');
-  const scores = {};    // scores[name][s], of sample s: near 0 if it is like class 0, near 1 if like class 1
+  // CROSS-VALIDATION: row i of a class is in fold i % folds. It is scored by the rows of other folds only.
+  if (!(folds >= 2)) throw Error('folds must be two or more');
+  const scores = {};    // of each classifier: the scores of all rows of class 0, then those of class 1
   for (const [name, classifier] of Object.entries(classifiers)) {
-    scores[name] = x.map((row, s) => {
-      const known = (label) => x.filter((_, t) => y[t] === label && fold[t] !== fold[s]);
-      const [like0, like1] = [classifier(row, known(0)), classifier(row, known(1))];
-      if (!(like0 > 0 && like1 > 0 && like0 + like1 < Infinity)) throw Error(`${name} is no number above 0`);
-      return like1 / (like0 + like1);    // 0.5 if the row is as much like one class as like the other
-    });
+    const score = (row, i) => {
+      const known = (rows) => rows.filter((_, k) => k % folds !== i % folds);
+      const like0 = classifier(row, known(class0));
+      const like1 = classifier(row, known(class1));
+      if (!(like0 > 0 && like1 > 0 && like0 + like1 < Infinity)) throw Error(`${name} is no number > 0`);
+      return like1 / (like0 + like1);    // near 0 if it is like class 0, near 1 if like class 1
+    };
+    scores[name] = [...class0.map(score), ...class1.map(score)];
     progress();    // DCP demands this call: at least once per slice, and every 30 s
   }
-  scores.ensemble = y.map((_, s) => mean(Object.values(scores).map((score) => score[s])));
+  scores.ensemble = columnMeans(Object.values(scores));    // the mean of all classifiers, row by row
 
-  // RESULT: accuracy, and AUC: in how many pairs of a sample of each class does that of class 1 score higher?
+  // RESULT: accuracy: the share of rows on their side of 0.5. AUC: the share of pairs in right order.
   const result = { probesets: columns.map((column) => header[column]).join(', ') };
-  for (const [name, score] of Object.entries(scores)) {
-    const correct = y.map((label, s) => Math.round(score[s]) === label);    // true counts as 1
-    const pairs = ofClass(1, score).flatMap((one) => ofClass(0, score).map((zero) => [one, zero]));
-    const inOrder = pairs.map(([one, zero]) => (Math.sign(one - zero) + 1) / 2);    // 1, a tie 0.5, else 0
-    result[`${name}_accuracy`] = Number(mean(correct).toFixed(3));
-    result[`${name}_auc`] = Number(mean(inOrder).toFixed(3));
+  for (const [name, list] of Object.entries(scores)) {
+    const [scores0, scores1] = [list.slice(0, class0.length), list.slice(class0.length)];
+    const correct = [...scores0.map((score) => score < 0.5), ...scores1.map((score) => score >= 0.5)];
+    const inOrder = scores1.flatMap((one) => scores0.map((zero) => (one > zero) + (one === zero) / 2));
+    result[`${name}_accuracy`] = Number(mean(correct).toFixed(3));    // true counts as 1
+    result[`${name}_auc`] = Number(mean(inOrder).toFixed(3));    // and a tie as a half
   }
   return result;    // a line of the results file. The results page takes its last column for the score
 }'''
@@ -130,7 +130,7 @@ def on_error(error):
         print_once(f'  A worker may not use your server: start it with --allow-origin {server_url}')
     elif error.code == 'ENOPROGRESS':
         print_once('  The work function must call progress(): at least once per slice, and every 30 s.')
-    elif 'EUNCAUGHT' not in (error.code, error.errorCode):    # EUNCAUGHT: it threw, as on_result tells
+    elif 'EUNCAUGHT' not in (error.code, error.errorCode):    # not if it threw, which on_result tells
         print_once(f'  A worker failed: {error.message}')
 
 
@@ -146,7 +146,7 @@ def on_cancel(event):
 
 # RUN
 def main():
-    check_settings()
+    check_slices()
     check_work_function()
     first_report = ask_server()    # or end here, if it does not answer
     start_guards(first_report)
@@ -178,12 +178,12 @@ def print_once(line):
         print(line)
 
 
-def check_settings():
-    """End if one of them would go wrong without a word."""
-    if access_key and not (access_key.isascii() and access_key.isalnum()):
-        sys.exit('access_key must be of letters and digits.')
-    given = f'{slices} {job.jobArguments}'
-    if isinstance(slices, range) or '__pythonmonkey_guard' in given:    # which dcp puts in place of an int
+def check_slices():
+    """End if there are none, or if they or the job's arguments have Python ints."""
+    if slices == []:
+        sys.exit('There are no slices: nothing to do.')
+    # dcp.compute_for() has put an object that is called __pythonmonkey_guard in place of each int.
+    if '__pythonmonkey_guard' in f'{slices} {job.jobArguments}' or isinstance(slices, range):
         sys.exit('Python ints do not arrive as numbers: use floats as slices and arguments, such as 1.0.')
 
 
@@ -207,7 +207,7 @@ def ask_server():
         if 'CERTIFICATE_VERIFY_FAILED' in str(error):
             sys.exit(f'The certificate of {server_url} is not trusted: set SSL_CERT_FILE to its file.')
         if getattr(error, 'code', None) == 403:
-            sys.exit('server.py refuses this script: set access_key to the same in both scripts.')
+            sys.exit('server.py refuses this script: set access_key to the same letters and digits in both.')
         sys.exit(f'server.py does not answer at {server_url} ({error}): start it, or correct server_url.')
 
 
@@ -226,7 +226,7 @@ def start_guards(first_report):
     """Have what goes wrong from now on heard by the event loop, which job.exec() and job.wait() run."""
     prevent_freeze()
 
-    def on_signal(number, frame):
+    def on_signal(number, frame):    # in the middle of anything: so let the event loop do the rest
         asyncio.run_coroutine_threadsafe(cancel_job('stopped by its owner.'), loop)
 
     signal.signal(signal.SIGINT, on_signal)     # Ctrl-C
@@ -245,33 +245,36 @@ def exit_soon(line):
 
 
 async def cancel_job(problem):
-    """End this script, and cancel the job if DCP has it: it costs money, and nobody would wait for it."""
+    """End this script, and cancel the job if DCP has it: it costs money, and nobody would wait for it.
+
+    Before job.exec() has sent it, DCP does not have it. Once DCP has answered, the job has an address.
+    """
     global cancelling
     if cancelling:    # many press Ctrl-C twice
         return
     cancelling = True
-    if job.readyState in ('new', 'exec', 'init', 'preauth'):    # DCP has not heard of it
+    if job.readyState in ('new', 'exec', 'init', 'preauth'):    # not sent yet
         sys.exit(f'Job not deployed: {problem}')
     loop.call_later(10, sys.exit, f'Job {job.id} may still run: {problem}')    # if DCP does not answer
-    while not job.address:    # DCP gives the job one when it takes it. If it refuses, on_failure() is called
+    while not job.address:
         await asyncio.sleep(0.1)
     job.cancel(problem)
     sys.exit(f'Job cancelled: {problem}')
 
 
 def on_failure(_, context):
-    """Hear of an error in the event loop: DCP refuses the job, or an event handler above has a slip."""
+    """Hear of an error that job.exec() and job.wait() do not raise: DCP's, or a slip in a handler above."""
     error = context.get('exception')
-    if not isinstance(error, pm.SpiderMonkeyError):    # not DCP's, but asyncio's: a task left at the end
+    if not isinstance(error, pm.SpiderMonkeyError):    # asyncio's own: this script ends, and a task was left
         return
     problem = error.jsError['message'].splitlines()[0]
     if error.jsError['code'] == 'DCPL-1100':
         problem = 'DCP does not know this joinKey and joinSecret: check job.computeGroups.'
-    if job.connected:    # job.exec() has returned, and the job runs on
+    if job.connected:    # the job runs, and goes on
         print_once(f'  Problem: {problem}')
-    elif job.address:    # DCP has taken the job, but job.exec() will not return
-        asyncio.run_coroutine_threadsafe(cancel_job(problem), loop)
-    else:
+    elif job.address:    # DCP has the job, but job.exec() will not return
+        loop.create_task(cancel_job(problem))
+    else:    # DCP has refused the job
         exit_soon(f'Job not deployed: {problem}')
 
 

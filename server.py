@@ -67,8 +67,8 @@ def receive_result():
     if not re.fullmatch('[1-9][0-9]{0,15}', request.form.get('element', '')):
         abort(400, 'element is not a slice number')
     slice_number = int(request.form['element'])
-    results = results_of(request.form.get('job', ''))
     result = read_content(request.form)
+    results = results_of(request.form.get('job', ''))
     if isinstance(result, dict) and {'errorCode', 'message', 'stack'} <= result.keys():    # a thrown error
         answer = f'work function failed: {result["message"]!r}'[:200]    # short, as DCP sees the answer
         results.note_failure(slice_number, answer)
@@ -92,6 +92,7 @@ def read_content(form):
 def report(job):
     """Say which slices of a job are stored and which failed, and what has happened since the start."""
     results = jobs.get(job) or JobResults(job)    # not put into jobs: a question must leave nothing behind
+    # Copies, because other threads may be adding to these.
     return {'slices': sorted(results.slices.copy()), 'failed': results.failed.copy(), **activity}
 
 
@@ -100,8 +101,8 @@ def report(job):
 def refuse_strangers():
     """Refuse web pages that are not on the list, and whoever does not have the access key.
 
-    Workers that are no browsers send no Origin, nor does the results page, because it comes from here. That
-    page needs no key, as it asks its reader for one; nor does OPTIONS, which browsers send before the rest.
+    An Origin is sent by web pages only, and not by the results page, because that comes from here. No key is
+    needed for that page itself, for /health, or for OPTIONS, by which browsers ask what they may do.
     """
     if 'Origin' in request.headers and request.headers['Origin'] not in browser_origins:
         abort(403, 'this web page may not use this server: see browser_origins in server.py')
@@ -152,10 +153,10 @@ def note_refusal(address, problem):
     activity['last_refusal'] = f'{address} {problem}'
 
 
-# RESULTS PAGE
+# RESULTS PAGE (to store results it is not needed)
 @app.get('/')
 def send_page():
-    """Send a web page that shows the results as they arrive. (To compute them it is not needed.)"""
+    """Send a web page that shows the results as they arrive."""
     return send_file(here / 'results' / 'page.html')
 
 
@@ -259,7 +260,7 @@ class JobResults:
                 file.flush()
                 os.fsync(file.fileno())    # returns when the disk has it
         except OSError:
-            os.truncate(self.path, self.size)
+            os.truncate(self.path, self.size)    # takes back what is half written
             raise
         self.size += len(lines)
         return fits
@@ -273,12 +274,14 @@ def stored_slices(job):
     for path in results_folder.glob('*.txt'):
         with open(path, 'rb') as file:
             lines = [line for line in file if line.startswith(f'{job}\t'.encode())]
-        # A crash may leave half a line; a power cut, zero bytes in one.
-        numbers = [line.split(b'\t')[1] for line in lines if line.endswith(b'\n') and b'\0' not in line]
-        slices.update(int(number) for number in numbers if number.isdigit())
-        if numbers:
+        if lines:
             with open(path, 'r+b') as file:
-                os.fsync(file.fileno())    # an earlier server may have been killed before it did that
+                os.fsync(file.fileno())    # a server that was killed may not have come to that
+        for line in lines:
+            number = line.split(b'\t')[1]
+            is_whole = line.endswith(b'\n') and b'\0' not in line    # otherwise after a crash, or a power cut
+            if is_whole and number.isdigit():
+                slices.add(int(number))
     return slices
 
 

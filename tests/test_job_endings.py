@@ -73,7 +73,7 @@ def test_server_url_is_no_url(project):
 
 
 @pytest.mark.parametrize('right, wrong, line', [
-    ("access_key = ''", "access_key = 'a&b'", '^access_key must be of letters and digits'),
+    ('n_signatures = 10', 'n_signatures = 0', '^There are no slices'),
     ('# WORK FUNCTION', 'slices = range(3)\n\n# WORK FUNCTION', '^Python ints do not arrive as numbers: use floats'),
     ('# WORK FUNCTION', 'slices = [1, 2]\n\n# WORK FUNCTION', '^Python ints do not arrive as numbers: use floats'),
     ('[data])', '[data, 5])', '^Python ints do not arrive as numbers: use floats'),
@@ -83,10 +83,12 @@ def test_setting_that_would_go_wrong_without_a_word(project, right, wrong, line)
     assert_ends_with(project.run_job(), line)
 
 
-def test_wrong_access_key(project):
-    project.edit('server.py', "access_key = ''", "access_key = 'right'")
+@pytest.mark.parametrize('keys', [{'server.py': 'right'}, {'server.py': 'a&b', 'remote-job.py': 'a&b'}])
+def test_wrong_access_key(project, keys):
+    for script, key in keys.items():
+        project.edit(script, "access_key = ''", f'access_key = {key!r}')
     project.serve()
-    assert_ends_with(project.run_job(), '^server.py refuses this script: set access_key to the same in both')
+    assert_ends_with(project.run_job(), '^server.py refuses this script: set access_key to the same letters and digits in both')
 
 
 @pytest.mark.parametrize('slip, wrong, line', [
