@@ -27,10 +27,11 @@ def assert_ends_with(job, line):
 
 @pytest.fixture
 def told(served):
-    """Return a function that lists what the job script has asked of the scheduler, in a job with `log`."""
+    """Return a function that lists what the job script has made the scheduler do, in a job with `log`."""
     def told():
         messages = map(json.loads, served.log.read_text().splitlines())
-        return [message['operation'] for message in messages if message['from'] == 'script']
+        answers = [message for message in messages if message['to'] == 'script']
+        return [answer['operation'] for answer in answers if 'payload' in answer.get('data', '')]
     served.log = served.folder / 'messages'
     return told
 
@@ -140,7 +141,7 @@ def test_slip_while_the_job_is_deployed_cancels_it(served, told):
 
 
 def test_terminal_is_closed_while_dcp_takes_the_job(served, told):
-    command = [sys.executable, *served.job_command('--log', served.log, '--fault', 'late-answer')]
+    command = [sys.executable, *served.job_command('--log', served.log, '--fault', 'late')]
     ours, terminal = pty.openpty()
     job = subprocess.Popen(['setsid', '--ctty', *map(str, command)], cwd=served.folder, stdin=terminal,
                            stdout=terminal, stderr=terminal)

@@ -48,17 +48,8 @@ raise SystemExit
 '''
 DEMO = [{'joinKey': 'demo', 'joinSecret': 'dcp'}]
 SITES = [{'joinKey': 'north', 'joinSecret': '1'}, {'joinKey': 'south', 'joinSecret': '2'}]
+HEARD = "\njob.on('result', lambda _: print('heard'))"
 STORAGE = "\njob.setResultStorage('{url}/sink', {{'elementType': 'results', 'mine': 'yes'}})"
-EARLY = '''
-def on_state(state):
-    if state == 'deploying':
-        loop.call_later(0.2, lambda: early.js_ref.cancel('stopped'))
-early = dcp.compute_for([1.0], '() => 1', [0.5])
-early.computeGroups = job.computeGroups
-early.on('readystatechange', on_state)
-early.exec(0.1)
-job.on('result', lambda _: print('heard'))
-'''
 SESSION = START + '''
 for text in socket.create_connection(('127.0.0.1', int(sys.argv[1]))).makefile():
     try:
@@ -213,15 +204,12 @@ def start(tmp_path_factory):
 
 @pytest.fixture(scope='module', autouse=True)
 def faulty(start):
-    """Start two jobs at once, and all goes wrong that can. It takes seconds, so before the first test.
-
-    One of them is cancelled before the answer to its submission comes.
-    """
+    """Start a job with which all goes wrong that can. It takes seconds, so before the first test."""
     sink = DataServer()    # of its own, because the others forget all from test to test
     sink.pages['/sink'] = (200, 'text/plain', 'stored')
     script = job_script('(x) => { progress(); return x }', '[float(n) for n in range(8)]',
-                        more=EARLY + STORAGE.format(url=sink.url))
-    faults = [f'{name}=0.2' for name in ('die', 'return', 'twice', 'lose-answer')] + ['late-answer', 'away']
+                        more=HEARD + STORAGE.format(url=sink.url))
+    faults = [f'{name}=0.2' for name in ('die', 'return', 'twice', 'lose-answer')] + ['late', 'away']
     process = start(script, *(f'--fault={fault}' for fault in faults), '--seed', '18',    # which plays each
                     '--allow-origin', sink.url)
 
@@ -500,17 +488,6 @@ def test_scheduler_comes_back(faulty):
     log = iter(job.log)
     next(message for message in log if message.get('event') == 'result')
     assert next(log)['from'] == 'worker'    # the other one, which waits as the first one does
-
-
-def test_job_can_be_cancelled_before_the_answer_to_submit(faulty):
-    job, _ = faulty()
-    said = [(message['from'], message.get('operation')) for message in job.log]
-    order = [said.index(message) for message in [('script', 'submit@5'), ('script', 'cancelJob'),
-                                                 ('scheduler', 'cancelJob'), ('scheduler', 'submit@5')]]
-    assert order == sorted(order)
-    (cancelled,) = job.messages('script', 'cancelJob')
-    computed = {message['data']['job'] for message in job.log if message['from'] == 'worker'}
-    assert computed and cancelled['job'] not in computed
 
 
 # The command

@@ -8,13 +8,13 @@ FAULTS = {
     'lose-answer': 'a result is posted, but its answer gets lost, so that the slice is given back',
     'refuse-post': 'a worker may fetch from the origin, but not post results to it',
     'no-answer': 'the scheduler is lost as soon as the job is submitted, and never answers',
-    'late-answer': 'the scheduler has the job at once, but its answer comes 3 s late',
+    'late': 'the scheduler takes the job 3 s late: until then it does not know it',
     'no-funds': 'the scheduler says that the account has run out of funds',
     'cancel': 'the scheduler cancels the job when it gets the result',
     'lost': 'the scheduler is lost after the first result: it never hears nor says anything more',
     'away': 'the scheduler is lost after the first result, and comes back after 3 s: nothing is lost',
 }
-DELAY = 3    # seconds, of late-answer and away
+DELAY = 3    # seconds, of late and away
 
 
 class Faults:

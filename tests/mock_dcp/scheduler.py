@@ -46,9 +46,9 @@ class Scheduler:
             if submits and self.faults.happens('no-answer'):
                 self.reachable.clear()
             await self.reachable.wait()
-            answer = self.do(service, operation, data, dcpsid=dcpsid, signers=signers, push=push)
-            if submits and self.faults.happens('late-answer'):
+            if submits and self.faults.happens('late'):
                 await asyncio.sleep(DELAY)
+            answer = self.do(service, operation, data, dcpsid=dcpsid, signers=signers, push=push)
             await self.reachable.wait()
             self.log('scheduler', 'script', service=service, operation=operation, data=answer)
             return json.dumps(answer)
