@@ -167,7 +167,6 @@ import urllib.request
 patience = 30    # seconds: if there is no news from DCP that long, this script asks why
 loop = asyncio.get_event_loop()    # dcp's event loop, which job.exec() and job.wait() run
 news = asyncio.Event()
-cancelling = False
 printed = set()
 
 
@@ -249,10 +248,6 @@ async def cancel_job(problem):
 
     Before job.exec() has sent it, DCP does not have it. Once DCP has answered, the job has an address.
     """
-    global cancelling
-    if cancelling:    # many press Ctrl-C twice
-        return
-    cancelling = True
     if job.readyState in ('new', 'exec', 'init', 'preauth'):    # not sent yet
         sys.exit(f'Job not deployed: {problem}')
     loop.call_later(10, sys.exit, f'Job {job.id} may still run: {problem}')    # if DCP does not answer
