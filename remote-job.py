@@ -2,16 +2,16 @@
 import asyncio, random, signal, sys
 
 # START (on a first reading, skip to KEYS)
-if not (3, 10) <= sys.version_info < (3, 15):    # an older one cannot run this, a newer one may
+if not (3, 10) <= sys.version_info < (3, 15):
     print('Tried on Python 3.10 to 3.14 only: README.md shows how to make a venv with one.', file=sys.stderr)
-    if sys.version_info < (3, 10):
-        sys.exit(1)
+if sys.version_info < (3, 10):    # too old to go on
+    sys.exit(1)
 signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C ends this without a traceback
 import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp 3.4.3 imports nest_asyncio, which fails on Python 3.14
 import dcp
 import pythonmonkey as pm                       # runs JavaScript, which most of dcp is written in
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # no JavaScript tracebacks
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # until start_guards(): no tracebacks
 
 # KEYS
 try:
@@ -21,14 +21,14 @@ try:
 except pm.SpiderMonkeyError as error:
     sys.exit(f'DCP: {error.jsError["message"].splitlines()[0]} Check network, keystores (ask dan@dcp.dev).')
 
-# DATA: if a job argument is a JavaScript URL, workers fetch what is there. DCP sees only the URL.
+# DATA: pm.new('URL') makes a JavaScript URL. Workers fetch what is there, DCP sees only the URL itself.
 access_key = ''    # the same as in server.py: letters and digits only
 server_url = 'http://127.0.0.1:5001'
 if not server_url.startswith(('http://', 'https://')) or server_url.endswith('/'):
     sys.exit('server_url must begin with http:// or https://, and have no / at its end.')
 data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< fetched from your server
 
-# INPUT SET: a slice is a signature: its probesets' places in the table: 0 is the first one, 0.999 the last.
+# INPUT SET: a slice is a signature, a list of places in the table: 0 is its first probeset, 1 is its end.
 n_signatures = 10
 min_length, max_length = 5, 9
 random.seed(42)
@@ -40,21 +40,21 @@ slices = [[random.random() for _ in range(length)] for length in lengths]
 work_function = r'''(slice, data) => {
   const classes = ['Psoriasis', 'Psoriatic Arthritis'];    // the phenotypes to tell apart: class 0, class 1
   const folds = 10;
-
-  // TABLE: a list of rows, each a list of cells. globalThis keeps it for the worker's next slices.
+  // TABLE: a list of rows, each a list of cells. globalThis keeps it, so a worker parses it only once.
   globalThis.table ||= data.trimEnd().split('\n').map((line) => line.split('\t').map((cell) => cell.trim()));
   const [header, ...samples] = globalThis.table;
   if (!samples.every((row) => row.length === header.length)) throw Error('lines differ in number of cells');
 
-  // SIGNATURE: the columns at these places. The Set drops doubles. Column 0 is the phenotype.
+  // SIGNATURE: the columns at these places; column 0 is the phenotype. The Set drops doubles.
   const columns = [...new Set(slice.map((place) => 1 + Math.floor(place * (header.length - 1))))];
 
-  // SAMPLES: the rows of each class, of which only the signature's columns are kept, as numbers (log2).
-  const signatureOf = (row) => columns.map((column) => Number(row[column] || NaN));    // '' is not 0
-  const [class0, class1] = classes.map((label) => samples.filter((row) => row[0] === label).map(signatureOf));
+  // SAMPLES: of each class a list of rows: of each sample the signature's values, as numbers (log2).
+  const valuesOf = (row) => columns.map((column) => Number(row[column] || NaN));    // Number('') would be 0
+  const rowsOf = (label) => samples.filter((row) => row[0] === label).map(valuesOf);
+  const [class0, class1] = classes.map(rowsOf);
   if (class0.length < 2 || class1.length < 2 || class0.length + class1.length !== samples.length)
-    throw Error(`samples must be of these two classes, two or more of each: ${classes}`);
-  if (![class0, class1].flat(2).every(Number.isFinite)) throw Error('a sample has no number for a probeset');
+    throw Error(`the first column must hold these two classes, each at least twice: ${classes}`);
+  if (![...class0, ...class1].flat().every(Number.isFinite)) throw Error('a value is no number');
 
   // CLASSIFIERS: each tells, as a number above 0, how similar a row is to known rows of a class.
   const mean = (values) => values.reduce((total, value) => total + value, 0) / values.length;
@@ -63,35 +63,35 @@ work_function = r'''(slice, data) => {
   const classifiers = {
     centroid: (row, rows) => similarity(row, columnMeans(rows)),
     neighbour: (row, rows) => Math.max(...rows.map((other) => similarity(row, other))),    // the nearest one
-    kernel: (row, rows) => mean(rows.map((other) => similarity(row, other))),    // all, the near ones most
+    kernel: (row, rows) => mean(rows.map((other) => similarity(row, other))),    // all of them
   };
 
-  // CROSS-VALIDATION: row i of a class is in fold i % folds. It is scored by the rows of other folds only.
+  // CROSS-VALIDATION: row i of either class is in fold i % folds. It is scored by rows of other folds only.
   if (!(folds >= 2)) throw Error('folds must be two or more');
   const scores = {};    // of each classifier: the scores of all rows of class 0, then those of class 1
   for (const [name, classifier] of Object.entries(classifiers)) {
-    const score = (row, i) => {
-      const known = (rows) => rows.filter((_, k) => k % folds !== i % folds);
-      const like0 = classifier(row, known(class0));
-      const like1 = classifier(row, known(class1));
-      if (!(like0 > 0 && like1 > 0 && like0 + like1 < Infinity)) throw Error(`${name} is no number > 0`);
+    const scoreOf = (row, i) => {
+      const inOtherFolds = (rows) => rows.filter((_, k) => k % folds !== i % folds);
+      const like0 = classifier(row, inOtherFolds(class0));
+      const like1 = classifier(row, inOtherFolds(class1));
+      if (!(like0 > 0 && like1 > 0 && like0 + like1 < Infinity)) throw Error(`${name} gave no number > 0`);
       return like1 / (like0 + like1);    // near 0 if it is like class 0, near 1 if like class 1
     };
-    scores[name] = [...class0.map(score), ...class1.map(score)];
+    scores[name] = [...class0.map(scoreOf), ...class1.map(scoreOf)];    // map() calls scoreOf(row, i)
     progress();    // DCP demands this call: at least once per slice, and every 30 s
   }
-  scores.ensemble = columnMeans(Object.values(scores));    // the mean of all classifiers, row by row
+  scores.ensemble = columnMeans(Object.values(scores));    // the lists have a column for each sample
 
-  // RESULT: accuracy: the share of rows on their side of 0.5. AUC: the share of pairs in right order.
+  // RESULT: accuracy: share of rows on their class's side of 0.5. AUC: share of pairs with score1 > score0.
   const result = { probesets: columns.map((column) => header[column]).join(', ') };
-  for (const [name, list] of Object.entries(scores)) {
-    const [scores0, scores1] = [list.slice(0, class0.length), list.slice(class0.length)];
-    const correct = [...scores0.map((score) => score < 0.5), ...scores1.map((score) => score >= 0.5)];
-    const inOrder = scores1.flatMap((one) => scores0.map((zero) => (one > zero) + (one === zero) / 2));
-    result[`${name}_accuracy`] = Number(mean(correct).toFixed(3));    // true counts as 1
-    result[`${name}_auc`] = Number(mean(inOrder).toFixed(3));    // and a tie as a half
+  for (const [name, both] of Object.entries(scores)) {
+    const [scores0, scores1] = [both.slice(0, class0.length), both.slice(class0.length)];
+    const correct = [...scores0.map((s0) => s0 < 0.5), ...scores1.map((s1) => s1 >= 0.5)];    // true is 1
+    const inOrder = scores1.flatMap((s1) => scores0.map((s0) => (s1 > s0) + (s1 === s0) / 2));    // tie: 0.5
+    result[`${name}_accuracy`] = Number(mean(correct).toFixed(3));
+    result[`${name}_auc`] = Number(mean(inOrder).toFixed(3));
   }
-  return result;    // a line of the results file. The results page takes its last column for the score
+  return result;    // a line of the results file; its last column is the score on the results page
 }'''
 
 # JOB
@@ -130,7 +130,9 @@ def on_error(error):
         print_once(f'  A worker may not use your server: start it with --allow-origin {server_url}')
     elif error.code == 'ENOPROGRESS':
         print_once('  The work function must call progress(): at least once per slice, and every 30 s.')
-    elif 'EUNCAUGHT' not in (error.code, error.errorCode):    # not if it threw, which on_result tells
+    elif 'EUNCAUGHT' in (error.code, error.errorCode):
+        pass    # the work function threw: on_result tells of it
+    else:
         print_once(f'  A worker failed: {error.message}')
 
 
@@ -178,11 +180,12 @@ def print_once(line):
 
 
 def check_slices():
-    """End if there are none, or if they or the job's arguments have Python ints."""
-    if slices == []:
+    """End if there are none, or if there are Python ints in them or in the job's arguments."""
+    if not slices:
         sys.exit('There are no slices: nothing to do.')
-    # dcp.compute_for() has put an object that is called __pythonmonkey_guard in place of each int.
-    if '__pythonmonkey_guard' in f'{slices} {job.jobArguments}' or isinstance(slices, range):
+    # In lists, dcp.compute_for() has replaced each int by an object that prints as __pythonmonkey_guard.
+    has_ints = isinstance(slices, range) or '__pythonmonkey_guard' in f'{slices} {job.jobArguments}'
+    if has_ints:
         sys.exit('Python ints do not arrive as numbers: use floats as slices and arguments, such as 1.0.')
 
 
@@ -225,7 +228,7 @@ def start_guards(first_report):
     """Have what goes wrong from now on heard by the event loop, which job.exec() and job.wait() run."""
     prevent_freeze()
 
-    def on_signal(number, frame):    # in the middle of anything: so let the event loop do the rest
+    def on_signal(number, frame):    # may come at any moment: so it only asks the event loop to cancel
         asyncio.run_coroutine_threadsafe(cancel_job('stopped by its owner.'), loop)
 
     signal.signal(signal.SIGINT, on_signal)     # Ctrl-C
@@ -239,37 +242,38 @@ def start_guards(first_report):
 
 
 def exit_soon(line):
-    """Let the event loop end this script with a line. In an event handler, sys.exit() would not do so."""
+    """End this script with a line, from an event handler: there, sys.exit() would only end the handler."""
     loop.call_soon_threadsafe(sys.exit, line)
 
 
 async def cancel_job(problem):
-    """End this script, and cancel the job if DCP has it: it costs money, and nobody would wait for it.
-
-    Before job.exec() has sent it, DCP does not have it. Once DCP has answered, the job has an address.
-    """
-    if job.readyState in ('new', 'exec', 'init', 'preauth'):    # not sent yet
+    """End this script, and cancel the job if DCP has it: it costs money, and nobody would wait for it."""
+    not_sent = job.readyState in ('new', 'exec', 'init', 'preauth')
+    if not_sent:
         sys.exit(f'Job not deployed: {problem}')
     loop.call_later(10, sys.exit, f'Job {job.id} may still run: {problem}')    # if DCP does not answer
-    while not job.address:
+    while not job.address:    # DCP gives the job one when it takes it
         await asyncio.sleep(0.1)
-    job.cancel(problem)
+    job.cancel(problem)    # returns when DCP has done so
     sys.exit(f'Job cancelled: {problem}')
 
 
 def on_failure(_, context):
-    """Hear of an error that job.exec() and job.wait() do not raise: DCP's, or a slip in a handler above."""
+    """Hear of an error that job.exec() and job.wait() do not raise: DCP's, or a slip in a handler above.
+
+    What follows depends on how far the job is: it runs, or DCP has only just taken it, or refuses it.
+    """
     error = context.get('exception')
-    if not isinstance(error, pm.SpiderMonkeyError):    # asyncio's own: this script ends, and a task was left
+    if not isinstance(error, pm.SpiderMonkeyError):    # asyncio's complaint of tasks left when this ends
         return
     problem = error.jsError['message'].splitlines()[0]
     if error.jsError['code'] == 'DCPL-1100':
         problem = 'DCP does not know this joinKey and joinSecret: check job.computeGroups.'
-    if job.connected:    # the job runs, and goes on
+    if job.connected:    # it runs, and goes on
         print_once(f'  Problem: {problem}')
-    elif job.address:    # DCP has the job, but job.exec() will not return
+    elif job.address:    # DCP has taken it, but job.exec() will never return
         loop.create_task(cancel_job(problem))
-    else:    # DCP has refused the job
+    else:    # DCP refuses it
         exit_soon(f'Job not deployed: {problem}')
 
 
@@ -282,7 +286,7 @@ async def watch(first_report):
         except asyncio.TimeoutError:
             if job.connected:
                 print_once(f'  No news for {patience} s: {likely_cause(first_report)} Still waiting...')
-            elif job.readyState not in ('exec', 'uploading'):    # it may ask for a passphrase, or upload much
+            elif job.readyState not in ('exec', 'uploading'):    # a passphrase is typed, or much is sent
                 await cancel_job(f'no news from DCP for {patience} s. Check your network.')
 
 

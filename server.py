@@ -69,7 +69,7 @@ def receive_result():
     slice_number = int(request.form['element'])
     result = read_content(request.form)
     results = results_of(request.form.get('job', ''))
-    if isinstance(result, dict) and {'errorCode', 'message', 'stack'} <= result.keys():    # a thrown error
+    if isinstance(result, dict) and {'errorCode', 'message', 'stack'} <= result.keys():    # DCP's: it threw
         answer = f'work function failed: {result["message"]!r}'[:200]    # short, as DCP sees the answer
         results.note_failure(slice_number, answer)
     else:
@@ -79,7 +79,7 @@ def receive_result():
 
 
 def read_content(form):
-    """Return what the work function returned. For 0, false and NaN DCP posts no content, but error=null."""
+    """Return what the work function returned. For 0, '', false, null and NaN, DCP posts only error=null."""
     if 'content' not in form and form.get('error') == 'null':
         return None
     try:
@@ -130,9 +130,9 @@ def admit_browser_workers(response):
 @app.errorhandler(HTTPException)
 def refuse(error):
     """Answer a refused request with one line that names the problem, and log it without the access key."""
-    asked = f'{request.method} {request.path}'.partition('key=')[0]    # not the key in a mistyped address
-    problem = error.description.partition('. ')[0].removesuffix('.')    # Werkzeug's go on after that
-    if error.code != 416:    # who asks for what is new in a results file is told so if there is nothing
+    asked = f'{request.method} {request.path}'.partition('key=')[0]    # a mistyped path may have the key
+    problem = error.description.partition('. ')[0].removesuffix('.')    # only the first sentence
+    if error.code != 416:    # that only says: there is nothing new in a results file
         note_refusal(request.remote_addr, f'{asked[:100]!r} refused: {error.code} {problem}')
     answer = error.get_response()
     answer.data = f'{problem}\n'
@@ -186,7 +186,7 @@ jobs = {}    # job id: its JobResults
 
 
 def results_of(job):
-    """Return the JobResults of a job id. It may be '': such results are never taken for repeats."""
+    """Return the JobResults of a job id. It may be '': such results are all stored, repeats or not."""
     if not re.fullmatch('[A-Za-z0-9]{0,64}', job):
         abort(400, 'job is not the id of a DCP job')
     if job not in jobs:
@@ -224,6 +224,8 @@ class JobResults:
             self.failed.pop(slice_number, None)
         if result is None:
             return 'Result received, but it is empty: return an object'
+        if isinstance(result, dict) and result.keys() & {'job', 'slice'}:
+            return 'Result received, but the file has columns job and slice already: rename its own'
         if not fits:
             return 'Result received, but its columns are not those of the first result'
         return 'Result received'
@@ -240,8 +242,8 @@ class JobResults:
         If that fails, the file ends where it ended before.
         """
         row = as_row(result)
-        as_we_left_it = self.path and self.path.exists() and self.path.stat().st_size == self.size
-        if not as_we_left_it:
+        untouched = self.path and self.path.exists() and self.path.stat().st_size == self.size
+        if not untouched:
             self.path = new_file()
             self.size = 0
         lines = b''
@@ -252,7 +254,7 @@ class JobResults:
         if fits:
             cells = [as_cell(row[column]) for column in self.columns]
         else:
-            cells = [''] * (len(self.columns) - 1) + [json.dumps(result)]    # all of it in the last column
+            cells = [''] * (len(self.columns) - 1) + [json.dumps(result)]    # all of it in the last one
         lines += as_line([self.job, slice_number, *cells])
         try:
             with open(self.path, 'ab') as file:
@@ -260,7 +262,7 @@ class JobResults:
                 file.flush()
                 os.fsync(file.fileno())    # returns when the disk has it
         except OSError:
-            os.truncate(self.path, self.size)    # takes back what is half written
+            os.truncate(self.path, self.size)    # take back what may be half written
             raise
         self.size += len(lines)
         return fits
@@ -276,10 +278,10 @@ def stored_slices(job):
             lines = [line for line in file if line.startswith(f'{job}\t'.encode())]
         if lines:
             with open(path, 'r+b') as file:
-                os.fsync(file.fileno())    # a server that was killed may not have come to that
+                os.fsync(file.fileno())    # which the server that wrote it may not have lived to do
         for line in lines:
             number = line.split(b'\t')[1]
-            is_whole = line.endswith(b'\n') and b'\0' not in line    # otherwise after a crash, or a power cut
+            is_whole = line.endswith(b'\n') and b'\0' not in line    # a crash leaves half a line or zeros
             if is_whole and number.isdigit():
                 slices.add(int(number))
     return slices
@@ -309,7 +311,7 @@ def as_row(result):
 
 
 def as_cell(value):
-    """Return plain text as it is, and as JSON what is no text, or would be a formula to a spreadsheet."""
+    """Return plain text as it is, the rest as JSON: also text that a spreadsheet would run as a formula."""
     if isinstance(value, str) and value.isprintable() and not value.startswith(('=', '+', '-', '@')):
         return value
     return json.dumps(value)
@@ -337,10 +339,11 @@ class Handler(WSGIRequestHandler):
             raise ConnectionAbortedError from None    # Werkzeug then closes the connection without a word
 
     def log_request(self, *_):
-        pass    # Werkzeug's fails at a malformed address, too
+        """Log nothing here: Werkzeug's own fails at a malformed address."""
 
     def log_error(self, problem, *_):
-        if 'timed out' not in problem:    # browsers open connections, and may not use them
+        """Log one line, but none for a connection that was never used, as browsers leave some."""
+        if 'timed out' not in problem:
             note_refusal(self.client_address[0], 'malformed request')
 
 

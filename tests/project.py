@@ -27,6 +27,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 SCORES = {'probesets': '1007_s_at, 1053_at', 'centroid AUC': 0.8, 'ensemble AUC': 0.85}
 RECEIVED = (200, 'Result received')
 EMPTY = (200, 'Result received, but it is empty: return an object')
+RESERVED_COLUMN = (200, 'Result received, but the file has columns job and slice already: rename its own')
 OTHER_COLUMNS = (200, 'Result received, but its columns are not those of the first result')
 
 

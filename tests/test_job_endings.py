@@ -89,7 +89,7 @@ def test_wrong_access_key(project, keys):
     for script, key in keys.items():
         project.edit(script, "access_key = ''", f'access_key = {key!r}')
     project.serve()
-    assert_ends_with(project.run_job(), '^server.py refuses this script: set access_key to the same letters and digits in both')
+    assert_ends_with(project.run_job(), '^server.py refuses this script: set access_key to the same letters and digits')
 
 
 @pytest.mark.parametrize('slip, wrong, line', [

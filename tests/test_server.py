@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from .project import EMPTY, OTHER_COLUMNS, RECEIVED, SCORES, Process
+from .project import EMPTY, OTHER_COLUMNS, RECEIVED, RESERVED_COLUMN, SCORES, Process
 
 DATA = '/GSE57383_ps_psa'
 OTHER_WSGI_SERVER = '''
@@ -172,7 +172,7 @@ def test_order_of_columns_is_that_of_the_first_result(server):
 @pytest.mark.parametrize('column', ['job', 'slice'])
 def test_column_that_the_file_has_anyway_costs_no_value(server, column):
     result = {column: 7, 'n': 5}
-    assert server.post(3, result) == RECEIVED
+    assert server.post(3, result) == RESERVED_COLUMN
     (row,) = server.rows()
     assert (row['job'], row['slice'], json.loads(row['result'])) == ('job1', '3', result)
 
