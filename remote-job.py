@@ -11,7 +11,7 @@ import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp 3.4.3 imports nest_asyncio, which fails on Python 3.14
 import dcp
 import pythonmonkey as pm                       # runs JavaScript, which most of dcp is written in
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # until start_guards(): no tracebacks
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # no tracebacks, until start_guards()
 
 # KEYS
 try:
@@ -21,14 +21,14 @@ try:
 except pm.SpiderMonkeyError as error:
     sys.exit(f'DCP: {error.jsError["message"].splitlines()[0]} Check network, keystores (ask dan@dcp.dev).')
 
-# DATA: pm.new('URL') makes a JavaScript URL. Workers fetch what is there, DCP sees only the URL itself.
+# DATA: a JavaScript URL, not a string, makes workers fetch what is there. DCP sees only the URL.
 access_key = ''    # the same as in server.py: letters and digits only
 server_url = 'http://127.0.0.1:5001'
 if not server_url.startswith(('http://', 'https://')) or server_url.endswith('/'):
     sys.exit('server_url must begin with http:// or https://, and have no / at its end.')
 data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< fetched from your server
 
-# INPUT SET: a slice is a signature, a list of places in the table: 0 is its first probeset, 1 is its end.
+# INPUT SET: a slice is a signature: places in the table, from 0 to 1, as its size is not known here.
 n_signatures = 10
 min_length, max_length = 5, 9
 random.seed(42)
@@ -39,17 +39,17 @@ slices = [[random.random() for _ in range(length)] for length in lengths]
 # In JavaScript, `list.map((a, i) => a + i)` is Python's `[a + i for i, a in enumerate(list)]`: see README.md.
 work_function = r'''(slice, data) => {
   const classes = ['Psoriasis', 'Psoriatic Arthritis'];    // the phenotypes to tell apart: class 0, class 1
-  const folds = 10;
-  // TABLE: a list of rows, each a list of cells. globalThis keeps it, so a worker parses it only once.
+  const folds = 10;    // of the cross-validation
+  // TABLE: rows of cells. A worker parses it for its first slice, and keeps it in globalThis for the others.
   globalThis.table ||= data.trimEnd().split('\n').map((line) => line.split('\t').map((cell) => cell.trim()));
   const [header, ...samples] = globalThis.table;
   if (!samples.every((row) => row.length === header.length)) throw Error('lines differ in number of cells');
 
-  // SIGNATURE: the columns at these places; column 0 is the phenotype. The Set drops doubles.
+  // SIGNATURE: the slice's places as columns, each only once: hence the Set. Column 0 is the phenotype.
   const columns = [...new Set(slice.map((place) => 1 + Math.floor(place * (header.length - 1))))];
 
-  // SAMPLES: of each class a list of rows: of each sample the signature's values, as numbers (log2).
-  const valuesOf = (row) => columns.map((column) => Number(row[column] || NaN));    // Number('') would be 0
+  // SAMPLES: class0 and class1 are lists of rows: of each sample, the signature's values (log2) as numbers.
+  const valuesOf = (row) => columns.map((column) => Number(row[column] || NaN));    // an empty cell is not 0
   const rowsOf = (label) => samples.filter((row) => row[0] === label).map(valuesOf);
   const [class0, class1] = classes.map(rowsOf);
   if (class0.length < 2 || class1.length < 2 || class0.length + class1.length !== samples.length)
@@ -80,9 +80,9 @@ work_function = r'''(slice, data) => {
     scores[name] = [...class0.map(scoreOf), ...class1.map(scoreOf)];    // map() calls scoreOf(row, i)
     progress();    // DCP demands this call: at least once per slice, and every 30 s
   }
-  scores.ensemble = columnMeans(Object.values(scores));    // the lists have a column for each sample
+  scores.ensemble = columnMeans(Object.values(scores));    // of each sample: the mean of its scores
 
-  // RESULT: accuracy: share of rows on their class's side of 0.5. AUC: share of pairs with score1 > score0.
+  // RESULT: accuracy: share of rows on their class's side of 0.5. AUC: share of (row0, row1) with s1 > s0.
   const result = { probesets: columns.map((column) => header[column]).join(', ') };
   for (const [name, both] of Object.entries(scores)) {
     const [scores0, scores1] = [both.slice(0, class0.length), both.slice(class0.length)];
@@ -228,7 +228,7 @@ def start_guards(first_report):
     """Have what goes wrong from now on heard by the event loop, which job.exec() and job.wait() run."""
     prevent_freeze()
 
-    def on_signal(number, frame):    # may come at any moment: so it only asks the event loop to cancel
+    def on_signal(number, frame):    # runs in the midst of anything: so it only asks the event loop to cancel
         asyncio.run_coroutine_threadsafe(cancel_job('stopped by its owner.'), loop)
 
     signal.signal(signal.SIGINT, on_signal)     # Ctrl-C
@@ -254,27 +254,32 @@ async def cancel_job(problem):
     loop.call_later(10, sys.exit, f'Job {job.id} may still run: {problem}')    # if DCP does not answer
     while not job.address:    # DCP gives the job one when it takes it
         await asyncio.sleep(0.1)
-    job.cancel(problem)    # returns when DCP has done so
+    job.cancel(problem)    # runs the event loop until DCP has done so
     sys.exit(f'Job cancelled: {problem}')
 
 
 def on_failure(_, context):
-    """Hear of an error that job.exec() and job.wait() do not raise: DCP's, or a slip in a handler above.
-
-    What follows depends on how far the job is: it runs, or DCP has only just taken it, or refuses it.
-    """
+    """Hear of an error that job.exec() and job.wait() do not raise: DCP's, or a slip in a handler above."""
     error = context.get('exception')
-    if not isinstance(error, pm.SpiderMonkeyError):    # asyncio's complaint of tasks left when this ends
+    if not isinstance(error, pm.SpiderMonkeyError):    # but asyncio's complaint of tasks left at the end
         return
-    problem = error.jsError['message'].splitlines()[0]
-    if error.jsError['code'] == 'DCPL-1100':
-        problem = 'DCP does not know this joinKey and joinSecret: check job.computeGroups.'
-    if job.connected:    # it runs, and goes on
+    problem = in_one_line(error)
+    if job.connected:    # the job runs, and goes on
         print_once(f'  Problem: {problem}')
-    elif job.address:    # DCP has taken it, but job.exec() will never return
+    elif job.address:    # DCP has just taken the job, but job.exec() will never return
         loop.create_task(cancel_job(problem))
-    else:    # DCP refuses it
+    else:    # DCP refuses the job
         exit_soon(f'Job not deployed: {problem}')
+
+
+def in_one_line(error):
+    """Return what a JavaScript error says, and where, if it was raised in this file."""
+    message = error.jsError['message'].splitlines()[0]
+    if error.jsError['code'] == 'DCPL-1100':
+        return 'DCP does not know this joinKey and joinSecret: check job.computeGroups.'
+    if str(error.jsError['fileName']).endswith('.py'):
+        return f'{message} (line {int(error.jsError["lineNumber"])})'
+    return message
 
 
 async def watch(first_report):

@@ -60,16 +60,16 @@ def health():
 def receive_result():
     """Store the result of one slice, which a worker posts as a form, and answer once it is on the disk.
 
-    The form has `element`, the slice number; `content`, what the work function returned or threw, as JSON;
-    and `job` and `key`, which remote-job.py gave to setResultStorage. If the answer gets lost, DCP repeats
-    the slice.
+    The form has `element`, the slice number; `content`, what the work function returned, as JSON; and `job`
+    and `key`, which remote-job.py gave to setResultStorage. If the work function threw, `content` is an
+    object with errorCode, message and stack. If the answer gets lost, DCP repeats the slice.
     """
     if not re.fullmatch('[1-9][0-9]{0,15}', request.form.get('element', '')):
         abort(400, 'element is not a slice number')
     slice_number = int(request.form['element'])
     result = read_content(request.form)
     results = results_of(request.form.get('job', ''))
-    if isinstance(result, dict) and {'errorCode', 'message', 'stack'} <= result.keys():    # DCP's: it threw
+    if isinstance(result, dict) and {'errorCode', 'message', 'stack'} <= result.keys():
         answer = f'work function failed: {result["message"]!r}'[:200]    # short, as DCP sees the answer
         results.note_failure(slice_number, answer)
     else:
@@ -101,8 +101,9 @@ def report(job):
 def refuse_strangers():
     """Refuse web pages that are not on the list, and whoever does not have the access key.
 
-    An Origin is sent by web pages only, and not by the results page, because that comes from here. No key is
-    needed for that page itself, for /health, or for OPTIONS, by which browsers ask what they may do.
+    Browsers say in Origin which web page asks. Other workers send none, nor does the results page, because
+    it comes from here. Three things need no key: that page, /health, and OPTIONS, by which browsers ask what
+    they may do.
     """
     if 'Origin' in request.headers and request.headers['Origin'] not in browser_origins:
         abort(403, 'this web page may not use this server: see browser_origins in server.py')
@@ -278,7 +279,7 @@ def stored_slices(job):
             lines = [line for line in file if line.startswith(f'{job}\t'.encode())]
         if lines:
             with open(path, 'r+b') as file:
-                os.fsync(file.fileno())    # which the server that wrote it may not have lived to do
+                os.fsync(file.fileno())    # the server that wrote them may have died before it did so
         for line in lines:
             number = line.split(b'\t')[1]
             is_whole = line.endswith(b'\n') and b'\0' not in line    # a crash leaves half a line or zeros
@@ -336,7 +337,7 @@ class Handler(WSGIRequestHandler):
             return super().make_environ()
         except ValueError:
             self.send_error(400)    # calls log_error()
-            raise ConnectionAbortedError from None    # Werkzeug then closes the connection without a word
+            raise ConnectionAbortedError from None    # for Werkzeug, the client has left: it logs nothing
 
     def log_request(self, *_):
         """Log nothing here: Werkzeug's own fails at a malformed address."""
@@ -360,7 +361,7 @@ def main():
     try:
         server = make_server('0.0.0.0', port, app, threaded=True, request_handler=Handler,
                              ssl_context=certificate)
-    except OSError as error:    # (If the port is in use, make_server() itself says so, and exits.)
+    except OSError as error:    # (If it cannot use the port, make_server() itself says so, and exits.)
         sys.exit(f'Cannot use the certificate {certificate}: {error.strerror}')
     if certificate:    # let each request's own thread do the TLS handshake: a slow one then stops no other
         server.socket.do_handshake_on_connect = False

@@ -205,10 +205,13 @@ def test_nohup_lets_the_job_live(served):
 
 def test_no_funds_and_a_slip_are_told(served):
     served.edit('remote-job.py', 'int(event.sliceNumber)', 'int(event.slyceNumber)')
+    lines = (served.folder / 'remote-job.py').read_text().splitlines()
+    number = 1 + next(i for i, text in enumerate(lines) if 'slyceNumber' in text)
     job = served.run_job('--fault', 'no-funds')
     assert job.status == 0 and job.lines[-1] == 'Done.' and not job.errors, job.output
     assert '  No funds: the job waits until the account has 12.5 more compute credits.' in job.lines
-    assert sum('Problem: Python ' in line for line in job.lines) == 1
+    (problem,) = [line for line in job.lines if 'Problem: ' in line]
+    assert problem.startswith('  Problem: Python ') and problem.endswith(f' (line {number})')
 
 
 # After the job
