@@ -2,10 +2,10 @@
 import asyncio, random, signal, sys
 
 # START (on a first reading, skip to KEYS)
-if not (3, 10) <= sys.version_info < (3, 15):
-    print('Tried on Python 3.10 to 3.14 only: README.md shows how to make a venv with one.', file=sys.stderr)
-if sys.version_info < (3, 10):    # too old to go on
-    sys.exit(1)
+if sys.version_info < (3, 10):
+    sys.exit('Use Python 3.10 to 3.14: README.md shows how to make a venv with one.')
+if sys.version_info >= (3, 15):
+    print('Tried on Python 3.10 to 3.14 only: if it fails, make a venv with one.', file=sys.stderr)
 signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C ends this without a traceback
 import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp 3.4.3 imports nest_asyncio, which fails on Python 3.14
@@ -28,7 +28,7 @@ if not server_url.startswith(('http://', 'https://')) or server_url.endswith('/'
     sys.exit('server_url must begin with http:// or https://, and have no / at its end.')
 data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< fetched from your server
 
-# INPUT SET: a slice is a signature: places in the table, from 0 to 1, as its size is not known here.
+# INPUT SET: a slice is a signature, a list of places from 0 to 1: 0.5 is the column halfway along the table.
 n_signatures = 10
 min_length, max_length = 5, 9
 random.seed(42)
@@ -45,7 +45,7 @@ work_function = r'''(slice, data) => {
   const [header, ...samples] = globalThis.table;
   if (!samples.every((row) => row.length === header.length)) throw Error('lines differ in number of cells');
 
-  // SIGNATURE: the slice's places as columns, each only once: hence the Set. Column 0 is the phenotype.
+  // SIGNATURE: a column number for each place, from 1 on, as 0 is the phenotype. The Set drops repeats.
   const columns = [...new Set(slice.map((place) => 1 + Math.floor(place * (header.length - 1))))];
 
   // SAMPLES: class0 and class1 are lists of rows: of each sample, the signature's values (log2) as numbers.
@@ -53,7 +53,7 @@ work_function = r'''(slice, data) => {
   const rowsOf = (label) => samples.filter((row) => row[0] === label).map(valuesOf);
   const [class0, class1] = classes.map(rowsOf);
   if (class0.length < 2 || class1.length < 2 || class0.length + class1.length !== samples.length)
-    throw Error(`the first column must hold these two classes, each at least twice: ${classes}`);
+    throw Error(`classes must be the labels of the first column, each at least twice: ${classes}`);
   if (![...class0, ...class1].flat().every(Number.isFinite)) throw Error('a value is no number');
 
   // CLASSIFIERS: each tells, as a number above 0, how similar a row is to known rows of a class.
@@ -70,7 +70,7 @@ work_function = r'''(slice, data) => {
   if (!(folds >= 2)) throw Error('folds must be two or more');
   const scores = {};    // of each classifier: the scores of all rows of class 0, then those of class 1
   for (const [name, classifier] of Object.entries(classifiers)) {
-    const scoreOf = (row, i) => {
+    const scoreOf = (row, i) => {    // i: its number within its class
       const inOtherFolds = (rows) => rows.filter((_, k) => k % folds !== i % folds);
       const like0 = classifier(row, inOtherFolds(class0));
       const like1 = classifier(row, inOtherFolds(class1));
@@ -82,7 +82,7 @@ work_function = r'''(slice, data) => {
   }
   scores.ensemble = columnMeans(Object.values(scores));    // of each sample: the mean of its scores
 
-  // RESULT: accuracy: share of rows on their class's side of 0.5. AUC: share of (row0, row1) with s1 > s0.
+  // RESULT: accuracy: share scored on the right side of 0.5. AUC: share of pairs where class 1 scores higher.
   const result = { probesets: columns.map((column) => header[column]).join(', ') };
   for (const [name, both] of Object.entries(scores)) {
     const [scores0, scores1] = [both.slice(0, class0.length), both.slice(class0.length)];
@@ -131,7 +131,7 @@ def on_error(error):
     elif error.code == 'ENOPROGRESS':
         print_once('  The work function must call progress(): at least once per slice, and every 30 s.')
     elif 'EUNCAUGHT' in (error.code, error.errorCode):
-        pass    # the work function threw: on_result tells of it
+        pass    # (dcp uses either field.) The work function threw: on_result tells of it
     else:
         print_once(f'  A worker failed: {error.message}')
 
@@ -183,7 +183,7 @@ def check_slices():
     """End if there are none, or if there are Python ints in them or in the job's arguments."""
     if not slices:
         sys.exit('There are no slices: nothing to do.')
-    # In lists, dcp.compute_for() has replaced each int by an object that prints as __pythonmonkey_guard.
+    # dcp.compute_for() has wrapped each int inside a list, in an object that prints as __pythonmonkey_guard.
     has_ints = isinstance(slices, range) or '__pythonmonkey_guard' in f'{slices} {job.jobArguments}'
     if has_ints:
         sys.exit('Python ints do not arrive as numbers: use floats as slices and arguments, such as 1.0.')
@@ -247,11 +247,14 @@ def exit_soon(line):
 
 
 async def cancel_job(problem):
-    """End this script, and cancel the job if DCP has it: it costs money, and nobody would wait for it."""
+    """End this script, and cancel the job if DCP has it: it costs money, and nobody would wait for it.
+
+    If DCP has been sent the job, but has not answered yet, wait for that: 10 s at most.
+    """
     not_sent = job.readyState in ('new', 'exec', 'init', 'preauth')
     if not_sent:
         sys.exit(f'Job not deployed: {problem}')
-    loop.call_later(10, sys.exit, f'Job {job.id} may still run: {problem}')    # if DCP does not answer
+    loop.call_later(10, sys.exit, f'Job {job.id} may still run: {problem}')
     while not job.address:    # DCP gives the job one when it takes it
         await asyncio.sleep(0.1)
     job.cancel(problem)    # runs the event loop until DCP has done so
@@ -261,7 +264,7 @@ async def cancel_job(problem):
 def on_failure(_, context):
     """Hear of an error that job.exec() and job.wait() do not raise: DCP's, or a slip in a handler above."""
     error = context.get('exception')
-    if not isinstance(error, pm.SpiderMonkeyError):    # but asyncio's complaint of tasks left at the end
+    if not isinstance(error, pm.SpiderMonkeyError):    # a slip is one, too; others are asyncio's own
         return
     problem = in_one_line(error)
     if job.connected:    # the job runs, and goes on
@@ -291,7 +294,7 @@ async def watch(first_report):
         except asyncio.TimeoutError:
             if job.connected:
                 print_once(f'  No news for {patience} s: {likely_cause(first_report)} Still waiting...')
-            elif job.readyState not in ('exec', 'uploading'):    # a passphrase is typed, or much is sent
+            elif job.readyState not in ('exec', 'uploading'):    # else a passphrase is typed, or much is sent
                 await cancel_job(f'no news from DCP for {patience} s. Check your network.')
 
 

@@ -31,6 +31,7 @@ access_key = ''                           # if set, every request must carry it:
 certificate = None                        # for https: (here / 'certificate.pem', here / 'private_key.pem')
 max_result_size = 10_000_000              # bytes of the form that is posted; a larger one is refused
 
+# APP (no need to change it)
 app = Flask('server', static_folder=None)
 app.json.sort_keys = False    # keep jobs in the order in which they came: the results page shows the last one
 app.config['MAX_CONTENT_LENGTH'] = max_result_size
@@ -187,7 +188,7 @@ jobs = {}    # job id: its JobResults
 
 
 def results_of(job):
-    """Return the JobResults of a job id. It may be '': such results are all stored, repeats or not."""
+    """Return the JobResults of a job id. Without one, for '', no result counts as a repeat."""
     if not re.fullmatch('[A-Za-z0-9]{0,64}', job):
         abort(400, 'job is not the id of a DCP job')
     if job not in jobs:
@@ -361,7 +362,7 @@ def main():
     try:
         server = make_server('0.0.0.0', port, app, threaded=True, request_handler=Handler,
                              ssl_context=certificate)
-    except OSError as error:    # (If it cannot use the port, make_server() itself says so, and exits.)
+    except OSError as error:    # not of the port: there make_server() itself says what is wrong, and exits
         sys.exit(f'Cannot use the certificate {certificate}: {error.strerror}')
     if certificate:    # let each request's own thread do the TLS handshake: a slow one then stops no other
         server.socket.do_handshake_on_connect = False
