@@ -45,7 +45,7 @@ work_function = r'''(slice, data) => {
   const [header, ...samples] = globalThis.table;
   if (!samples.every((row) => row.length === header.length)) throw Error('lines differ in number of cells');
 
-  // SIGNATURE: a column number for each place, from 1 on, as 0 is the phenotype. The Set drops repeats.
+  // SIGNATURE: a column number for each place, from 1 on (0 is the phenotype). The Set drops repeats, if any.
   const columns = [...new Set(slice.map((place) => 1 + Math.floor(place * (header.length - 1))))];
 
   // SAMPLES: class0 and class1 are lists of rows: of each sample, the signature's values (log2) as numbers.
@@ -71,7 +71,7 @@ work_function = r'''(slice, data) => {
   const scores = {};    // of each classifier: the scores of all rows of class 0, then those of class 1
   for (const [name, classifier] of Object.entries(classifiers)) {
     const scoreOf = (row, i) => {    // i: its number within its class
-      const inOtherFolds = (rows) => rows.filter((_, k) => k % folds !== i % folds);
+      const inOtherFolds = (rows) => rows.filter((_, k) => k % folds !== i % folds);    // k: a row's number
       const like0 = classifier(row, inOtherFolds(class0));
       const like1 = classifier(row, inOtherFolds(class1));
       if (!(like0 > 0 && like1 > 0 && like0 + like1 < Infinity)) throw Error(`${name} gave no number > 0`);
