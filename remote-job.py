@@ -1,5 +1,5 @@
 """Score random gene signatures, to tell psoriatic arthritis from psoriasis: on DCP, with remote data."""
-import asyncio, random, signal, sys
+import asyncio, json, random, signal, sys, urllib.request
 
 # START (on a first reading, skip to KEYS)
 if sys.version_info < (3, 10):
@@ -28,16 +28,15 @@ if not server_url.startswith(('http://', 'https://')) or server_url.endswith('/'
     sys.exit('server_url must begin with http:// or https://, and have no / at its end.')
 data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< fetched from your server
 
-# INPUT SET: a slice is a signature, a list of places from 0 to 1: 0.5 is the column halfway along the table.
+# INPUT SET: a slice is a signature, a list of places in the table: 0 is the first column, 0.5 the middle one.
 n_signatures = 10
 min_length, max_length = 5, 9
 random.seed(42)
 lengths = [random.randint(min_length, max_length) for _ in range(n_signatures)]
-slices = [[random.random() for _ in range(length)] for length in lengths]
+slices = [[random.random() for _ in range(length)] for length in lengths]    # the table itself is not here
 
-# WORK FUNCTION: workers call work_function(slice, *arguments) for each slice. `data` is the text of the file.
-# In JavaScript, `list.map((a, i) => a + i)` is Python's `[a + i for i, a in enumerate(list)]`: see README.md.
-work_function = r'''(slice, data) => {
+# WORK FUNCTION: workers call work_function(slice, *arguments) for each slice. README.md explains JavaScript.
+work_function = r'''(slice, data) => {    // data: a URL above, is the text of the file here
   const classes = ['Psoriasis', 'Psoriatic Arthritis'];    // the phenotypes to tell apart: class 0, class 1
   const folds = 10;    // of the cross-validation
   // TABLE: rows of cells. A worker parses it for its first slice, and keeps it in globalThis for the others.
@@ -47,7 +46,6 @@ work_function = r'''(slice, data) => {
 
   // SIGNATURE: a column number for each place, from 1 on (0 is the phenotype). The Set drops repeats, if any.
   const columns = [...new Set(slice.map((place) => 1 + Math.floor(place * (header.length - 1))))];
-
   // SAMPLES: class0 and class1 are lists of rows: of each sample, the signature's values (log2) as numbers.
   const valuesOf = (row) => columns.map((column) => Number(row[column] || NaN));    // an empty cell is not 0
   const rowsOf = (label) => samples.filter((row) => row[0] === label).map(valuesOf);
@@ -68,24 +66,26 @@ work_function = r'''(slice, data) => {
 
   // CROSS-VALIDATION: row i of either class is in fold i % folds. It is scored by rows of other folds only.
   if (!(folds >= 2)) throw Error('folds must be two or more');
-  const scores = {};    // of each classifier: the scores of all rows of class 0, then those of class 1
-  for (const [name, classifier] of Object.entries(classifiers)) {
-    const scoreOf = (row, i) => {    // i: its number within its class
-      const inOtherFolds = (rows) => rows.filter((_, k) => k % folds !== i % folds);    // k: a row's number
-      const like0 = classifier(row, inOtherFolds(class0));
-      const like1 = classifier(row, inOtherFolds(class1));
+  const scoresOf = (row, i) => {    // i: its number within its class
+    const inOtherFolds = (_, k) => k % folds !== i % folds;    // k: the number of another row
+    const scores = {};
+    for (const [name, classifier] of Object.entries(classifiers)) {
+      const like0 = classifier(row, class0.filter(inOtherFolds));
+      const like1 = classifier(row, class1.filter(inOtherFolds));
       if (!(like0 > 0 && like1 > 0 && like0 + like1 < Infinity)) throw Error(`${name} gave no number > 0`);
-      return like1 / (like0 + like1);    // near 0 if it is like class 0, near 1 if like class 1
-    };
-    scores[name] = [...class0.map(scoreOf), ...class1.map(scoreOf)];    // map() calls scoreOf(row, i)
+      scores[name] = like1 / (like0 + like1);    // near 0 if it is like class 0, near 1 if like class 1
+    }
+    scores.ensemble = mean(Object.values(scores));
     progress();    // DCP demands this call: at least once per slice, and every 30 s
-  }
-  scores.ensemble = columnMeans(Object.values(scores));    // of each sample: the mean of its scores
+    return scores;    // an object, like a Python dict: { centroid: 0.47, neighbour: 0.52, ... }
+  };
+  const [scored0, scored1] = [class0.map(scoresOf), class1.map(scoresOf)];    // map() calls scoresOf(row, i)
 
   // RESULT: accuracy: share scored on the right side of 0.5. AUC: share of pairs where class 1 scores higher.
   const result = { probesets: columns.map((column) => header[column]).join(', ') };
-  for (const [name, both] of Object.entries(scores)) {
-    const [scores0, scores1] = [both.slice(0, class0.length), both.slice(class0.length)];
+  for (const name of [...Object.keys(classifiers), 'ensemble']) {
+    const scores0 = scored0.map((scores) => scores[name]);
+    const scores1 = scored1.map((scores) => scores[name]);
     const correct = [...scores0.map((s0) => s0 < 0.5), ...scores1.map((s1) => s1 >= 0.5)];    // true is 1
     const inOrder = scores1.flatMap((s1) => scores0.map((s0) => (s1 > s0) + (s1 === s0) / 2));    // tie: 0.5
     result[`${name}_accuracy`] = Number(mean(correct).toFixed(3));
@@ -120,7 +120,7 @@ def on_accepted(_):
 @job.on('result')
 def on_result(event):
     """Print your server's answer to the worker that posted the result: no more of it passes through DCP."""
-    mark = '✔' if str(event.result).startswith('Result received') else '✘'    # as server.py says
+    mark = '✔' if event.result == 'Result received' else '✘'    # else it says what to look at
     print(f'    {mark} Slice {int(event.sliceNumber)}: {event.result}')
 
 
@@ -150,7 +150,7 @@ def on_cancel(event):
 def main():
     check_slices()
     check_work_function()
-    first_report = ask_server()    # or end here, if it does not answer
+    first_report = ask_server()    # to compare with if there is no news. Ends here if there is no answer
     start_guards(first_report)
     job.exec()    # returns when DCP has the job; exec(0.1) would offer 0.1 compute credits per slice
     job.wait()    # returns when every slice is done
@@ -163,9 +163,6 @@ def main():
 
 
 # GUARDS: whatever goes wrong ends in one line that says what to do. No need to read on to change the rest.
-import json    # here and not at the top, to leave lines 26 and 99 where README.md says
-import urllib.request
-
 patience = 30    # seconds: if there is no news from DCP that long, this script asks why
 loop = asyncio.get_event_loop()    # dcp's event loop, which job.exec() and job.wait() run
 news = asyncio.Event()
@@ -249,29 +246,34 @@ def exit_soon(line):
 async def cancel_job(problem):
     """End this script, and cancel the job if DCP has it: it costs money, and nobody would wait for it.
 
-    If DCP has been sent the job, but has not answered yet, wait for that: 10 s at most.
+    If DCP has been sent the job, but has not answered yet, wait for that: 10 s at most. The answer has the
+    job's address at DCP. (Its id was made here.)
     """
     not_sent = job.readyState in ('new', 'exec', 'init', 'preauth')
     if not_sent:
         sys.exit(f'Job not deployed: {problem}')
     loop.call_later(10, sys.exit, f'Job {job.id} may still run: {problem}')
-    while not job.address:    # DCP gives the job one when it takes it
+    while not job.address:
         await asyncio.sleep(0.1)
     job.cancel(problem)    # runs the event loop until DCP has done so
     sys.exit(f'Job cancelled: {problem}')
 
 
 def on_failure(_, context):
-    """Hear of an error that job.exec() and job.wait() do not raise: DCP's, or a slip in a handler above."""
+    """Hear of an error that job.exec() and job.wait() do not raise: DCP's, or a slip in a handler above.
+
+    If the job is connected, it runs, and goes on. If it has only an address, DCP has taken it, but job.exec()
+    will never return. Without either, DCP refuses the job.
+    """
     error = context.get('exception')
-    if not isinstance(error, pm.SpiderMonkeyError):    # a slip is one, too; others are asyncio's own
+    if not isinstance(error, pm.SpiderMonkeyError):    # asyncio also reports what is left undone at the end
         return
     problem = in_one_line(error)
-    if job.connected:    # the job runs, and goes on
+    if job.connected:
         print_once(f'  Problem: {problem}')
-    elif job.address:    # DCP has just taken the job, but job.exec() will never return
+    elif job.address:
         loop.create_task(cancel_job(problem))
-    else:    # DCP refuses the job
+    else:
         exit_soon(f'Job not deployed: {problem}')
 
 
@@ -294,7 +296,7 @@ async def watch(first_report):
         except asyncio.TimeoutError:
             if job.connected:
                 print_once(f'  No news for {patience} s: {likely_cause(first_report)} Still waiting...')
-            elif job.readyState not in ('exec', 'uploading'):    # else a passphrase is typed, or much is sent
+            elif job.readyState not in ('exec', 'uploading'):    # passphrase asked, or much sent
                 await cancel_job(f'no news from DCP for {patience} s. Check your network.')
 
 

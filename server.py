@@ -215,7 +215,8 @@ class JobResults:
     def store(self, slice_number, result):
         """Return an answer once a result of the slice is on the disk, this one or an earlier one.
 
-        The answer begins with 'Result received', for which remote-job.py prints a tick. Raises OSError.
+        It is 'Result received', for which remote-job.py prints a tick, or also says what is odd about the
+        result. Raises OSError.
         """
         with self.lock:
             if slice_number in self.slices:
@@ -239,10 +240,7 @@ class JobResults:
                 self.failed[slice_number] = problem
 
     def append(self, slice_number, result):
-        """Append a result to the file, and return whether it has the file's columns.
-
-        If that fails, the file ends where it ended before.
-        """
+        """Append a result to the file, as a line, and return whether it has the file's columns."""
         row = as_row(result)
         untouched = self.path and self.path.exists() and self.path.stat().st_size == self.size
         if not untouched:
@@ -258,6 +256,11 @@ class JobResults:
         else:
             cells = [''] * (len(self.columns) - 1) + [json.dumps(result)]    # all of it in the last one
         lines += as_line([self.job, slice_number, *cells])
+        self.write(lines)
+        return fits
+
+    def write(self, lines):
+        """Write lines to the end of the file. If the disk fails, it ends where it ended before."""
         try:
             with open(self.path, 'ab') as file:
                 file.write(lines)
@@ -267,7 +270,6 @@ class JobResults:
             os.truncate(self.path, self.size)    # take back what may be half written
             raise
         self.size += len(lines)
-        return fits
 
 
 def stored_slices(job):

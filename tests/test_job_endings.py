@@ -94,7 +94,7 @@ def test_wrong_access_key(project, keys):
 
 @pytest.mark.parametrize('slip, wrong, line', [
     (PROGRESS, 'progress(;', 'progress(;'),
-    (PROGRESS + '\n  }', PROGRESS, "}'''"),    # seen at the end only
+    ('    }\n    scores.ensemble', '    scores.ensemble', "}'''"),    # seen at the end only
 ])
 def test_work_function_does_not_compile(project, slip, wrong, line):
     project.edit('remote-job.py', slip, wrong)
@@ -218,16 +218,18 @@ def test_no_funds_and_a_slip_are_told(served):
 
 def test_slices_without_a_result(project):
     project.edit('remote-job.py', '  // SIGNATURE:',
-                 "  if (slice[0] === 0.42) throw Error('no such gene');\n  // SIGNATURE:")
-    project.edit('remote-job.py', '# WORK FUNCTION', 'slices[2] = [0.42] * 5\n\n# WORK FUNCTION')
+                 "  if (slice[0] === 0.42) throw Error('no such gene');\n"
+                 "  if (slice[0] === 0.43) { progress(); return null; }\n  // SIGNATURE:")
+    project.edit('remote-job.py', '# WORK FUNCTION', 'slices[2:4] = [0.42], [0.43]\n\n# WORK FUNCTION')
     project.edit('server.py', 'answer = results.store(slice_number, result)',
                  "answer = 'Result received' if slice_number == 7 else results.store(slice_number, result)")
     project.serve()
     job = project.run_job()
     assert_ends_with(job, r'^2 of 10 slices have no result: \[3, 7\]')
-    failed = [line for line in job.lines if '✘' in line]
-    assert failed == ["    ✘ Slice 3: work function failed: 'no such gene'"]
-    assert sum('✔' in line for line in job.lines) == 9
+    failed = sorted(line for line in job.lines if '✘' in line)
+    assert failed == ["    ✘ Slice 3: work function failed: 'no such gene'",
+                      '    ✘ Slice 4: Result received, but it is empty: return an object']
+    assert sum('✔' in line for line in job.lines) == 8
 
 
 def test_whole_job_over_https_with_an_access_key(project):
