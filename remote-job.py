@@ -11,7 +11,7 @@ import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp 3.4.3 imports nest_asyncio, which fails on Python 3.14
 import dcp
 import pythonmonkey as pm                       # runs JavaScript, which most of dcp is written in
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # no tracebacks, until start_guards()
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # quiet, until start_guards() sets another
 
 # KEYS
 try:
@@ -28,7 +28,7 @@ if not server_url.startswith(('http://', 'https://')) or server_url.endswith('/'
     sys.exit('server_url must begin with http:// or https://, and have no / at its end.')
 data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< fetched from your server
 
-# INPUT SET: a slice is a signature, a list of places in the table: 0 is the first column, 0.5 the middle one.
+# INPUT SET: a slice is a signature, a list of places: 0 is the table's first probeset, 0.5 the middle one.
 n_signatures = 10
 min_length, max_length = 5, 9
 random.seed(42)
@@ -67,7 +67,7 @@ work_function = r'''(slice, data) => {    // data: a URL above, is the text of t
   // CROSS-VALIDATION: row i of either class is in fold i % folds. It is scored by rows of other folds only.
   if (!(folds >= 2)) throw Error('folds must be two or more');
   const scoresOf = (row, i) => {    // i: its number within its class
-    const inOtherFolds = (_, k) => k % folds !== i % folds;    // k: the number of another row
+    const inOtherFolds = (_, k) => k % folds !== i % folds;    // k: the number of the row that filter() is at
     const scores = {};
     for (const [name, classifier] of Object.entries(classifiers)) {
       const like0 = classifier(row, class0.filter(inOtherFolds));
@@ -79,13 +79,13 @@ work_function = r'''(slice, data) => {    // data: a URL above, is the text of t
     progress();    // DCP demands this call: at least once per slice, and every 30 s
     return scores;    // an object, like a Python dict: { centroid: 0.47, neighbour: 0.52, ... }
   };
-  const [scored0, scored1] = [class0.map(scoresOf), class1.map(scoresOf)];    // map() calls scoresOf(row, i)
+  const [all0, all1] = [class0.map(scoresOf), class1.map(scoresOf)];    // map() calls scoresOf(row, i)
 
   // RESULT: accuracy: share scored on the right side of 0.5. AUC: share of pairs where class 1 scores higher.
   const result = { probesets: columns.map((column) => header[column]).join(', ') };
   for (const name of [...Object.keys(classifiers), 'ensemble']) {
-    const scores0 = scored0.map((scores) => scores[name]);
-    const scores1 = scored1.map((scores) => scores[name]);
+    const scores0 = all0.map((scores) => scores[name]);
+    const scores1 = all1.map((scores) => scores[name]);
     const correct = [...scores0.map((s0) => s0 < 0.5), ...scores1.map((s1) => s1 >= 0.5)];    // true is 1
     const inOrder = scores1.flatMap((s1) => scores0.map((s0) => (s1 > s0) + (s1 === s0) / 2));    // tie: 0.5
     result[`${name}_accuracy`] = Number(mean(correct).toFixed(3));
@@ -131,7 +131,7 @@ def on_error(error):
     elif error.code == 'ENOPROGRESS':
         print_once('  The work function must call progress(): at least once per slice, and every 30 s.')
     elif 'EUNCAUGHT' in (error.code, error.errorCode):
-        pass    # (dcp uses either field.) The work function threw: on_result tells of it
+        pass    # the work function threw: on_result tells of it (dcp sets one of the two fields)
     else:
         print_once(f'  A worker failed: {error.message}')
 
@@ -150,7 +150,7 @@ def on_cancel(event):
 def main():
     check_slices()
     check_work_function()
-    first_report = ask_server()    # to compare with if there is no news. Ends here if there is no answer
+    first_report = ask_server()    # ends here if there is no answer; watch() compares later reports with it
     start_guards(first_report)
     job.exec()    # returns when DCP has the job; exec(0.1) would offer 0.1 compute credits per slice
     job.wait()    # returns when every slice is done
@@ -180,7 +180,7 @@ def check_slices():
     """End if there are none, or if there are Python ints in them or in the job's arguments."""
     if not slices:
         sys.exit('There are no slices: nothing to do.')
-    # dcp.compute_for() has wrapped each int inside a list, in an object that prints as __pythonmonkey_guard.
+    # In each list, dcp.compute_for() has put every int into an object that prints as __pythonmonkey_guard.
     has_ints = isinstance(slices, range) or '__pythonmonkey_guard' in f'{slices} {job.jobArguments}'
     if has_ints:
         sys.exit('Python ints do not arrive as numbers: use floats as slices and arguments, such as 1.0.')
@@ -246,8 +246,7 @@ def exit_soon(line):
 async def cancel_job(problem):
     """End this script, and cancel the job if DCP has it: it costs money, and nobody would wait for it.
 
-    If DCP has been sent the job, but has not answered yet, wait for that: 10 s at most. The answer has the
-    job's address at DCP. (Its id was made here.)
+    If DCP has been sent the job, wait for its answer, which has the job's address at DCP: 10 s at most.
     """
     not_sent = job.readyState in ('new', 'exec', 'init', 'preauth')
     if not_sent:
@@ -262,8 +261,9 @@ async def cancel_job(problem):
 def on_failure(_, context):
     """Hear of an error that job.exec() and job.wait() do not raise: DCP's, or a slip in a handler above.
 
-    If the job is connected, it runs, and goes on. If it has only an address, DCP has taken it, but job.exec()
-    will never return. Without either, DCP refuses the job.
+    - connected: the job runs, and goes on
+    - only an address: DCP has taken the job, but job.exec() will never return
+    - neither: DCP refuses the job
     """
     error = context.get('exception')
     if not isinstance(error, pm.SpiderMonkeyError):    # asyncio also reports what is left undone at the end

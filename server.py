@@ -92,7 +92,7 @@ def read_content(form):
 @app.get('/dcp-results/<job>')
 def report(job):
     """Say which slices of a job are stored and which failed, and what has happened since the start."""
-    results = jobs.get(job) or JobResults(job)    # not put into jobs: a question must leave nothing behind
+    results = jobs.get(job) or JobResults(job)    # of an unknown job, one that is forgotten afterwards
     # Copies, because other threads may be adding to these.
     return {'slices': sorted(results.slices.copy()), 'failed': results.failed.copy(), **activity}
 
@@ -132,7 +132,7 @@ def admit_browser_workers(response):
 @app.errorhandler(HTTPException)
 def refuse(error):
     """Answer a refused request with one line that names the problem, and log it without the access key."""
-    asked = f'{request.method} {request.path}'.partition('key=')[0]    # a mistyped path may have the key
+    asked = f'{request.method} {request.path}'.partition('key=')[0]    # without its '?' a path has the key
     problem = error.description.partition('. ')[0].removesuffix('.')    # only the first sentence
     if error.code != 416:    # that only says: there is nothing new in a results file
         note_refusal(request.remote_addr, f'{asked[:100]!r} refused: {error.code} {problem}')
@@ -159,7 +159,7 @@ def note_refusal(address, problem):
 @app.get('/')
 def send_page():
     """Send a web page that shows the results as they arrive."""
-    return send_file(here / 'results' / 'page.html')
+    return send_file(here / 'results' / 'page.html')    # there, wherever results_folder is
 
 
 @app.get('/results')
@@ -307,7 +307,7 @@ def new_file():
 def as_row(result):
     """Return a result as {column: value}: an object as it is, anything else in the column `result`.
 
-    An object with a job or a slice of its own goes there, too, because these columns exist already.
+    An object with a `job` or a `slice` of its own goes into that column, too: the file has these already.
     """
     if isinstance(result, dict) and result and not result.keys() & {'job', 'slice'}:
         return result
@@ -315,7 +315,7 @@ def as_row(result):
 
 
 def as_cell(value):
-    """Return plain text as it is, the rest as JSON: also text that a spreadsheet would run as a formula."""
+    """Return plain text as it is. All else is JSON, as is text that a spreadsheet would run as a formula."""
     if isinstance(value, str) and value.isprintable() and not value.startswith(('=', '+', '-', '@')):
         return value
     return json.dumps(value)
@@ -364,7 +364,7 @@ def main():
     try:
         server = make_server('0.0.0.0', port, app, threaded=True, request_handler=Handler,
                              ssl_context=certificate)
-    except OSError as error:    # not of the port: there make_server() itself says what is wrong, and exits
+    except OSError as error:    # the certificate's: if the port is in use, make_server() says so, and exits
         sys.exit(f'Cannot use the certificate {certificate}: {error.strerror}')
     if certificate:    # let each request's own thread do the TLS handshake: a slow one then stops no other
         server.socket.do_handshake_on_connect = False
