@@ -11,7 +11,7 @@ import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp 3.4.3 imports nest_asyncio, which fails on Python 3.14
 import dcp
 import pythonmonkey as pm                       # runs JavaScript, which most of dcp is written in
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # quiet, until start_guards() sets another
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # no tracebacks until start_guards()
 
 # KEYS
 try:
@@ -28,15 +28,15 @@ if not server_url.startswith(('http://', 'https://')) or server_url.endswith('/'
     sys.exit('server_url must begin with http:// or https://, and have no / at its end.')
 data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< fetched from your server
 
-# INPUT SET: a slice is a signature, a list of places: 0 is the table's first probeset, 0.5 the middle one.
+# INPUT SET: a slice is a signature: a list of places in the table, 0 its first probeset, 0.5 the middle one.
 n_signatures = 10
 min_length, max_length = 5, 9
 random.seed(42)
 lengths = [random.randint(min_length, max_length) for _ in range(n_signatures)]
-slices = [[random.random() for _ in range(length)] for length in lengths]    # the table itself is not here
+slices = [[random.random() for _ in range(length)] for length in lengths]    # not read from the table
 
 # WORK FUNCTION: workers call work_function(slice, *arguments) for each slice. README.md explains JavaScript.
-work_function = r'''(slice, data) => {    // data: a URL above, is the text of the file here
+work_function = r'''(slice, data) => {    // above, data is a URL; in here, it is the text of the file
   const classes = ['Psoriasis', 'Psoriatic Arthritis'];    // the phenotypes to tell apart: class 0, class 1
   const folds = 10;    // of the cross-validation
   // TABLE: rows of cells. A worker parses it for its first slice, and keeps it in globalThis for the others.
@@ -46,17 +46,17 @@ work_function = r'''(slice, data) => {    // data: a URL above, is the text of t
 
   // SIGNATURE: a column number for each place, from 1 on (0 is the phenotype). The Set drops repeats, if any.
   const columns = [...new Set(slice.map((place) => 1 + Math.floor(place * (header.length - 1))))];
-  // SAMPLES: class0 and class1 are lists of rows: of each sample, the signature's values (log2) as numbers.
-  const valuesOf = (row) => columns.map((column) => Number(row[column] || NaN));    // an empty cell is not 0
+  // SAMPLES: class0 and class1 are lists of rows. A row is a sample's values (log2) of the signature.
+  const valuesOf = (row) => columns.map((column) => Number(row[column] || NaN));    // Number('') would be 0
   const rowsOf = (label) => samples.filter((row) => row[0] === label).map(valuesOf);
   const [class0, class1] = classes.map(rowsOf);
   if (class0.length < 2 || class1.length < 2 || class0.length + class1.length !== samples.length)
     throw Error(`classes must be the labels of the first column, each at least twice: ${classes}`);
-  if (![...class0, ...class1].flat().every(Number.isFinite)) throw Error('a value is no number');
+  if (![...class0, ...class1].flat().every(Number.isFinite)) throw Error('a value is no number, or a place not 0 to 1');
 
   // CLASSIFIERS: each tells, as a number above 0, how similar a row is to known rows of a class.
   const mean = (values) => values.reduce((total, value) => total + value, 0) / values.length;
-  const columnMeans = (rows) => rows[0].map((_, column) => mean(rows.map((row) => row[column])));
+  const columnMeans = (rows) => rows[0].map((_, i) => mean(rows.map((row) => row[i])));    // one per column
   const similarity = (a, b) => 1 / (1 + mean(a.map((value, i) => (value - b[i]) ** 2)));    // 1: equal
   const classifiers = {
     centroid: (row, rows) => similarity(row, columnMeans(rows)),
@@ -67,7 +67,7 @@ work_function = r'''(slice, data) => {    // data: a URL above, is the text of t
   // CROSS-VALIDATION: row i of either class is in fold i % folds. It is scored by rows of other folds only.
   if (!(folds >= 2)) throw Error('folds must be two or more');
   const scoresOf = (row, i) => {    // i: its number within its class
-    const inOtherFolds = (_, k) => k % folds !== i % folds;    // k: the number of the row that filter() is at
+    const inOtherFolds = (other, k) => k % folds !== i % folds;    // k: the other row's number in its class
     const scores = {};
     for (const [name, classifier] of Object.entries(classifiers)) {
       const like0 = classifier(row, class0.filter(inOtherFolds));
@@ -94,7 +94,7 @@ work_function = r'''(slice, data) => {    // data: a URL above, is the text of t
   return result;    // a line of the results file; its last column is the score on the results page
 }'''
 
-# JOB
+# JOB. Workers post each result, as a form with `job` and `key`, to what setResultStorage is given.
 job = dcp.compute_for(slices, work_function, [data])
 job.computeGroups = [{'joinKey': 'demo', 'joinSecret': 'dcp'}]
 job.worktime = 'map-basic'    # what runs the work function: this for JavaScript, 'pyodide' for Python
@@ -180,7 +180,7 @@ def check_slices():
     """End if there are none, or if there are Python ints in them or in the job's arguments."""
     if not slices:
         sys.exit('There are no slices: nothing to do.')
-    # In each list, dcp.compute_for() has put every int into an object that prints as __pythonmonkey_guard.
+    # dcp.compute_for() wraps each int in a list, in an object that prints as __pythonmonkey_guard.
     has_ints = isinstance(slices, range) or '__pythonmonkey_guard' in f'{slices} {job.jobArguments}'
     if has_ints:
         sys.exit('Python ints do not arrive as numbers: use floats as slices and arguments, such as 1.0.')
@@ -246,7 +246,7 @@ def exit_soon(line):
 async def cancel_job(problem):
     """End this script, and cancel the job if DCP has it: it costs money, and nobody would wait for it.
 
-    If DCP has been sent the job, wait for its answer, which has the job's address at DCP: 10 s at most.
+    DCP can cancel it when it has given it an address. If the job is on its way, wait for that: 10 s at most.
     """
     not_sent = job.readyState in ('new', 'exec', 'init', 'preauth')
     if not_sent:
@@ -296,7 +296,7 @@ async def watch(first_report):
         except asyncio.TimeoutError:
             if job.connected:
                 print_once(f'  No news for {patience} s: {likely_cause(first_report)} Still waiting...')
-            elif job.readyState not in ('exec', 'uploading'):    # passphrase asked, or much sent
+            elif job.readyState not in ('exec', 'uploading'):    # a passphrase, or a large upload, takes long
                 await cancel_job(f'no news from DCP for {patience} s. Check your network.')
 
 

@@ -33,7 +33,7 @@ max_result_size = 10_000_000              # bytes of the form that is posted; a 
 
 # APP (no need to change it)
 app = Flask('server', static_folder=None)
-app.json.sort_keys = False    # keep jobs in the order in which they came: the results page shows the last one
+app.json.sort_keys = False    # /results keeps the order of the jobs: its page shows the last one
 app.config['MAX_CONTENT_LENGTH'] = max_result_size
 app.config['MAX_FORM_MEMORY_SIZE'] = max_result_size    # otherwise 500 kB
 logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
@@ -92,7 +92,7 @@ def read_content(form):
 @app.get('/dcp-results/<job>')
 def report(job):
     """Say which slices of a job are stored and which failed, and what has happened since the start."""
-    results = jobs.get(job) or JobResults(job)    # of an unknown job, one that is forgotten afterwards
+    results = jobs.get(job) or JobResults(job)    # of an unknown job: from the files, and not kept
     # Copies, because other threads may be adding to these.
     return {'slices': sorted(results.slices.copy()), 'failed': results.failed.copy(), **activity}
 
@@ -132,7 +132,7 @@ def admit_browser_workers(response):
 @app.errorhandler(HTTPException)
 def refuse(error):
     """Answer a refused request with one line that names the problem, and log it without the access key."""
-    asked = f'{request.method} {request.path}'.partition('key=')[0]    # without its '?' a path has the key
+    asked = f'{request.method} {request.path}'.partition('key=')[0]    # '&key=' for '?key=' is in the path
     problem = error.description.partition('. ')[0].removesuffix('.')    # only the first sentence
     if error.code != 416:    # that only says: there is nothing new in a results file
         note_refusal(request.remote_addr, f'{asked[:100]!r} refused: {error.code} {problem}')
@@ -254,7 +254,7 @@ class JobResults:
         if fits:
             cells = [as_cell(row[column]) for column in self.columns]
         else:
-            cells = [''] * (len(self.columns) - 1) + [json.dumps(result)]    # all of it in the last one
+            cells = [''] * (len(self.columns) - 1) + [json.dumps(result)]    # in the last column
         lines += as_line([self.job, slice_number, *cells])
         self.write(lines)
         return fits
@@ -282,7 +282,7 @@ def stored_slices(job):
             lines = [line for line in file if line.startswith(f'{job}\t'.encode())]
         if lines:
             with open(path, 'r+b') as file:
-                os.fsync(file.fileno())    # the server that wrote them may have died before it did so
+                os.fsync(file.fileno())    # their writer may have died before its own fsync
         for line in lines:
             number = line.split(b'\t')[1]
             is_whole = line.endswith(b'\n') and b'\0' not in line    # a crash leaves half a line or zeros
@@ -340,14 +340,14 @@ class Handler(WSGIRequestHandler):
             return super().make_environ()
         except ValueError:
             self.send_error(400)    # calls log_error()
-            raise ConnectionAbortedError from None    # for Werkzeug, the client has left: it logs nothing
+            raise ConnectionAbortedError from None    # Werkzeug then logs nothing, as if the client had left
 
     def log_request(self, *_):
         """Log nothing here: Werkzeug's own fails at a malformed address."""
 
-    def log_error(self, problem, *_):
+    def log_error(self, template, *_):
         """Log one line, but none for a connection that was never used, as browsers leave some."""
-        if 'timed out' not in problem:
+        if 'timed out' not in template:
             note_refusal(self.client_address[0], 'malformed request')
 
 
