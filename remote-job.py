@@ -39,7 +39,7 @@ slices = [[random.random() for _ in range(length)] for length in lengths]    # n
 work_function = r'''(slice, data) => {    // above, data is a URL; in here, it is the text of the file
   const classes = ['Psoriasis', 'Psoriatic Arthritis'];    // the phenotypes to tell apart: class 0, class 1
   const folds = 10;    // of the cross-validation
-  // TABLE: rows of cells. A worker parses it for its first slice, and keeps it in globalThis for the others.
+  // TABLE: rows of cells. Parsed for a worker's first slice of this job, kept in globalThis for its others.
   globalThis.table ||= data.trimEnd().split('\n').map((line) => line.split('\t').map((cell) => cell.trim()));
   const [header, ...samples] = globalThis.table;
   if (!samples.every((row) => row.length === header.length)) throw Error('lines differ in number of cells');
@@ -52,7 +52,7 @@ work_function = r'''(slice, data) => {    // above, data is a URL; in here, it i
   const [class0, class1] = classes.map(rowsOf);
   if (class0.length < 2 || class1.length < 2 || class0.length + class1.length !== samples.length)
     throw Error(`classes must be the labels of the first column, each at least twice: ${classes}`);
-  if (![...class0, ...class1].flat().every(Number.isFinite)) throw Error('a value is no number, or a place not 0 to 1');
+  if (![...class0, ...class1].flat().every(Number.isFinite)) throw Error('a value is no number');
 
   // CLASSIFIERS: each tells, as a number above 0, how similar a row is to known rows of a class.
   const mean = (values) => values.reduce((total, value) => total + value, 0) / values.length;
@@ -65,10 +65,10 @@ work_function = r'''(slice, data) => {    // above, data is a URL; in here, it i
   };
 
   // CROSS-VALIDATION: row i of either class is in fold i % folds. It is scored by rows of other folds only.
-  if (!(folds >= 2)) throw Error('folds must be two or more');
+  if (!(folds >= 2)) throw Error('folds must be two or more');    // also if it is NaN
   const scoresOf = (row, i) => {    // i: its number within its class
     const inOtherFolds = (other, k) => k % folds !== i % folds;    // k: the other row's number in its class
-    const scores = {};
+    const scores = {};    // of this row: { centroid: 0.47, neighbour: 0.52, ... }
     for (const [name, classifier] of Object.entries(classifiers)) {
       const like0 = classifier(row, class0.filter(inOtherFolds));
       const like1 = classifier(row, class1.filter(inOtherFolds));
@@ -77,9 +77,9 @@ work_function = r'''(slice, data) => {    // above, data is a URL; in here, it i
     }
     scores.ensemble = mean(Object.values(scores));
     progress();    // DCP demands this call: at least once per slice, and every 30 s
-    return scores;    // an object, like a Python dict: { centroid: 0.47, neighbour: 0.52, ... }
+    return scores;
   };
-  const [all0, all1] = [class0.map(scoresOf), class1.map(scoresOf)];    // map() calls scoresOf(row, i)
+  const [all0, all1] = [class0.map(scoresOf), class1.map(scoresOf)];    // scoresOf(row, i) of each row
 
   // RESULT: accuracy: share scored on the right side of 0.5. AUC: share of pairs where class 1 scores higher.
   const result = { probesets: columns.map((column) => header[column]).join(', ') };
@@ -94,18 +94,18 @@ work_function = r'''(slice, data) => {    // above, data is a URL; in here, it i
   return result;    // a line of the results file; its last column is the score on the results page
 }'''
 
-# JOB. Workers post each result, as a form with `job` and `key`, to what setResultStorage is given.
+# JOB: workers post each result, as a form with `job` and `key`, to what setResultStorage is given.
 job = dcp.compute_for(slices, work_function, [data])
 job.computeGroups = [{'joinKey': 'demo', 'joinSecret': 'dcp'}]
 job.worktime = 'map-basic'    # what runs the work function: this for JavaScript, 'pyodide' for Python
 job.setResultStorage(f'{server_url}/dcp-results', {'job': job.id, 'key': access_key})    # <<<<<< posted there
 
-# PUBLIC INFO
+# PUBLIC INFO: anybody may see this
 job.public.name = 'PsA signature search'
 job.public.description = 'Scores random gene signatures that tell psoriatic arthritis from psoriasis'
 job.public.link = 'https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE57383'
 
-# EVENTS
+# EVENTS (print_once() and exit_soon() are in GUARDS, below)
 @job.on('readystatechange')
 def on_state(state):
     print('State:', state)
@@ -150,7 +150,7 @@ def on_cancel(event):
 def main():
     check_slices()
     check_work_function()
-    first_report = ask_server()    # ends here if there is no answer; watch() compares later reports with it
+    first_report = ask_server()    # watch() will compare later ones with it
     start_guards(first_report)
     job.exec()    # returns when DCP has the job; exec(0.1) would offer 0.1 compute credits per slice
     job.wait()    # returns when every slice is done
@@ -158,7 +158,7 @@ def main():
     stored = set(ask_server()['slices'])
     missing = [number for number in range(1, n_slices + 1) if number not in stored]
     if missing:
-        sys.exit(f'{len(missing)} of {n_slices} slices have no result: {missing[:20]}')
+        sys.exit(f'{len(missing)} of {n_slices} slices have no result. The first of them: {missing[:20]}')
     print('Done.')
 
 
@@ -166,7 +166,8 @@ def main():
 patience = 30    # seconds: if there is no news from DCP that long, this script asks why
 loop = asyncio.get_event_loop()    # dcp's event loop, which job.exec() and job.wait() run
 news = asyncio.Event()
-printed = set()
+tasks = []    # that start() has started
+printed = set()    # by print_once()
 
 
 def print_once(line):
@@ -198,16 +199,18 @@ def check_work_function():
 
 
 def ask_server():
-    """Return server.py's report on this job, or end with the reason why there is none."""
+    """Return server.py's report on this job. Raises ConnectionError, which says what to do."""
     no_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))    # it is in your own network
     try:
         return json.load(no_proxy.open(f'{server_url}/dcp-results/{job.id}?key={access_key}', timeout=10))
     except Exception as error:
         if 'CERTIFICATE_VERIFY_FAILED' in str(error):
-            sys.exit(f'The certificate of {server_url} is not trusted: set SSL_CERT_FILE to its file.')
-        if getattr(error, 'code', None) == 403:
-            sys.exit('server.py refuses this script: set access_key to the same letters and digits in both.')
-        sys.exit(f'server.py does not answer at {server_url} ({error}): start it, or correct server_url.')
+            problem = f'The certificate of {server_url} is not trusted: set SSL_CERT_FILE to its file.'
+        elif getattr(error, 'code', None) == 403:
+            problem = 'server.py refuses this script: set access_key to the same letters and digits in both.'
+        else:
+            problem = f'server.py does not answer at {server_url} ({error}): start it, or correct server_url.'
+        raise ConnectionError(problem) from None
 
 
 def prevent_freeze():
@@ -225,8 +228,8 @@ def start_guards(first_report):
     """Have what goes wrong from now on heard by the event loop, which job.exec() and job.wait() run."""
     prevent_freeze()
 
-    def on_signal(number, frame):    # runs in the midst of anything: so it only asks the event loop to cancel
-        asyncio.run_coroutine_threadsafe(cancel_job('stopped by its owner.'), loop)
+    def on_signal(*_):    # runs in the midst of anything: so it leaves the cancelling to the event loop
+        start(cancel_job('stopped by its owner.'))
 
     signal.signal(signal.SIGINT, on_signal)     # Ctrl-C
     signal.signal(signal.SIGTERM, on_signal)    # kill
@@ -235,7 +238,12 @@ def start_guards(first_report):
     loop.set_exception_handler(on_failure)
     for event in ('readystatechange', 'result'):
         job.on(event, lambda _: news.set())
-    loop.create_task(watch(first_report))
+    start(watch(first_report))
+
+
+def start(coroutine):
+    """Have the event loop run a coroutine. What is not kept in a variable, asyncio may forget."""
+    tasks.append(asyncio.run_coroutine_threadsafe(coroutine, loop))
 
 
 def exit_soon(line):
@@ -246,12 +254,12 @@ def exit_soon(line):
 async def cancel_job(problem):
     """End this script, and cancel the job if DCP has it: it costs money, and nobody would wait for it.
 
-    DCP can cancel it when it has given it an address. If the job is on its way, wait for that: 10 s at most.
+    A job on its way to DCP can be cancelled only by the address in DCP's answer: wait 10 s for that.
     """
     not_sent = job.readyState in ('new', 'exec', 'init', 'preauth')
     if not_sent:
         sys.exit(f'Job not deployed: {problem}')
-    loop.call_later(10, sys.exit, f'Job {job.id} may still run: {problem}')
+    loop.call_later(10, sys.exit, f'Job {job.id} may still run: {problem}')    # unless this ends before
     while not job.address:
         await asyncio.sleep(0.1)
     job.cancel(problem)    # runs the event loop until DCP has done so
@@ -261,9 +269,9 @@ async def cancel_job(problem):
 def on_failure(_, context):
     """Hear of an error that job.exec() and job.wait() do not raise: DCP's, or a slip in a handler above.
 
-    - connected: the job runs, and goes on
-    - only an address: DCP has taken the job, but job.exec() will never return
-    - neither: DCP refuses the job
+    - job.connected: the job runs, and goes on.
+    - Only job.address: DCP has taken the job, but job.exec() will never return, so cancel it.
+    - Neither: DCP refuses the job.
     """
     error = context.get('exception')
     if not isinstance(error, pm.SpiderMonkeyError):    # asyncio also reports what is left undone at the end
@@ -272,7 +280,7 @@ def on_failure(_, context):
     if job.connected:
         print_once(f'  Problem: {problem}')
     elif job.address:
-        loop.create_task(cancel_job(problem))
+        start(cancel_job(problem))
     else:
         exit_soon(f'Job not deployed: {problem}')
 
@@ -296,7 +304,7 @@ async def watch(first_report):
         except asyncio.TimeoutError:
             if job.connected:
                 print_once(f'  No news for {patience} s: {likely_cause(first_report)} Still waiting...')
-            elif job.readyState not in ('exec', 'uploading'):    # a passphrase, or a large upload, takes long
+            elif job.readyState not in ('exec', 'uploading'):    # may last: passphrase, big upload
                 await cancel_job(f'no news from DCP for {patience} s. Check your network.')
 
 
@@ -304,7 +312,7 @@ def likely_cause(first_report):
     """Name the first step, from data to results, that was not taken since the first report."""
     try:
         report = ask_server()
-    except SystemExit as problem:    # from ask_server(), with its text
+    except ConnectionError as problem:
         return str(problem)
     if report['refusals'] > first_report['refusals']:
         return f'server.py refused a request: {report["last_refusal"]}.'
@@ -314,4 +322,7 @@ def likely_cause(first_report):
     return 'workers have fetched the data, but posted no result: see above why, or a slice takes that long.'
 
 
-main()
+try:
+    main()
+except ConnectionError as problem:    # from ask_server()
+    sys.exit(str(problem))

@@ -45,7 +45,7 @@ activity = {'fetches': 0, 'refusals': 0, 'last_refusal': ''}    # since the star
 # DATA
 @app.get('/GSE57383_ps_psa')
 def send_data():
-    """Send the data file, as text/plain, of which DCP makes a plain string for the work function."""
+    """Send the data file, as text/plain, which the work function gets as a plain string."""
     activity['fetches'] += 1
     return send_file(data_file, mimetype='text/plain')
 
@@ -80,7 +80,7 @@ def receive_result():
 
 
 def read_content(form):
-    """Return what the work function returned. For 0, '', false, null and NaN, DCP posts only error=null."""
+    """Return what the work function returned. DCP posts 0, '', false, null and NaN as `error=null` only."""
     if 'content' not in form and form.get('error') == 'null':
         return None
     try:
@@ -92,7 +92,7 @@ def read_content(form):
 @app.get('/dcp-results/<job>')
 def report(job):
     """Say which slices of a job are stored and which failed, and what has happened since the start."""
-    results = jobs.get(job) or JobResults(job)    # of an unknown job: from the files, and not kept
+    results = results_of(job)
     # Copies, because other threads may be adding to these.
     return {'slices': sorted(results.slices.copy()), 'failed': results.failed.copy(), **activity}
 
@@ -182,13 +182,13 @@ def send_results(name):
     return send_from_directory(results_folder, name, mimetype='text/plain')
 
 
-# RESULTS FILES (on a first reading, skip to RUN): tables with a line per slice. Only whole lines count: half
-# a line, after a crash, does no harm.
+# RESULTS FILES (on a first reading, skip to RUN): tables with a line per slice. A line that a crash cut in
+# half does not count: DCP got no answer, so it computes that slice again.
 jobs = {}    # job id: its JobResults
 
 
 def results_of(job):
-    """Return the JobResults of a job id. Without one, for '', no result counts as a repeat."""
+    """Return the JobResults of a job id. This may be '': of such results, none counts as a repeat."""
     if not re.fullmatch('[A-Za-z0-9]{0,64}', job):
         abort(400, 'job is not the id of a DCP job')
     if job not in jobs:
@@ -246,30 +246,30 @@ class JobResults:
         if not untouched:
             self.path = new_file()
             self.size = 0
-        lines = b''
+        added = b''
         if self.size == 0:
             self.columns = list(row)
-            lines += as_line(['job', 'slice', *map(as_cell, self.columns)])
+            added += as_line(['job', 'slice', *map(as_cell, self.columns)])
         fits = row.keys() == set(self.columns)
         if fits:
             cells = [as_cell(row[column]) for column in self.columns]
         else:
             cells = [''] * (len(self.columns) - 1) + [json.dumps(result)]    # in the last column
-        lines += as_line([self.job, slice_number, *cells])
-        self.write(lines)
+        added += as_line([self.job, slice_number, *cells])
+        self.write(added)
         return fits
 
-    def write(self, lines):
-        """Write lines to the end of the file. If the disk fails, it ends where it ended before."""
+    def write(self, added):
+        """Add bytes to the end of the file. If the disk fails, it ends where it ended before."""
         try:
             with open(self.path, 'ab') as file:
-                file.write(lines)
+                file.write(added)
                 file.flush()
                 os.fsync(file.fileno())    # returns when the disk has it
         except OSError:
             os.truncate(self.path, self.size)    # take back what may be half written
             raise
-        self.size += len(lines)
+        self.size += len(added)
 
 
 def stored_slices(job):
@@ -366,7 +366,7 @@ def main():
                              ssl_context=certificate)
     except OSError as error:    # the certificate's: if the port is in use, make_server() says so, and exits
         sys.exit(f'Cannot use the certificate {certificate}: {error.strerror}')
-    if certificate:    # let each request's own thread do the TLS handshake: a slow one then stops no other
+    if certificate:    # each request's thread does its own TLS handshake: a slow client must not stop others
         server.socket.do_handshake_on_connect = False
     if not access_key:
         log.warning('no access_key is set: anybody who reaches this server may read the data')

@@ -225,7 +225,7 @@ def test_slices_without_a_result(project):
                  "answer = 'Result received' if slice_number == 7 else results.store(slice_number, result)")
     project.serve()
     job = project.run_job()
-    assert_ends_with(job, r'^2 of 10 slices have no result: \[3, 7\]')
+    assert_ends_with(job, r'^2 of 10 slices have no result. The first of them: \[3, 7\]')
     failed = sorted(line for line in job.lines if '✘' in line)
     assert failed == ["    ✘ Slice 3: work function failed: 'no such gene'",
                       '    ✘ Slice 4: Result received, but it is empty: return an object']

@@ -190,7 +190,7 @@ def test_table_that_is_whole_is_no_error(cells):
 @pytest.mark.parametrize('value', ['', ' ', 'NA', '12abc', '7,1', 'Infinity', '1e999'])
 def test_cell_without_a_number_is_an_error(cells, value, column):
     cells[7][column] = value
-    assert error(cells) == 'a value is no number, or a place not 0 to 1'
+    assert error(cells) == 'a value is no number'
 
 
 @pytest.mark.parametrize('row', [0, 20])    # R leaves out the first cell of the header
@@ -239,7 +239,7 @@ def test_without_folds_no_sample_is_scored_by_itself(cells, folds):
 
 @pytest.mark.parametrize('place', [1, -0.1])
 def test_place_outside_the_table_is_an_error(cells, place):
-    assert error(cells, [[0.5, place]]) == 'a value is no number, or a place not 0 to 1'
+    assert error(cells, [[0.5, place]]) == 'a value is no number'
 
 
 @pytest.mark.parametrize('text', ['', 'phenotype\t1\t2\t3\n', '<html>', '<html>\n<p>Not found</p>\n'])
