@@ -1,5 +1,5 @@
 """Score random gene signatures, to tell psoriatic arthritis from psoriasis: on DCP, with remote data."""
-import asyncio, json, random, signal, sys, urllib.request
+import asyncio, json, random, re, signal, sys, urllib.request
 
 # START (on a first reading, skip to KEYS)
 if sys.version_info < (3, 10):
@@ -130,8 +130,8 @@ def on_error(error):
         print_once(f'  A worker may not use your server: start it with --allow-origin {server_url}')
     elif error.code == 'ENOPROGRESS':
         print_once('  The work function must call progress(): at least once per slice, and every 30 s.')
-    elif 'EUNCAUGHT' in (error.code, error.errorCode):
-        pass    # the work function threw: on_result tells of it (dcp sets one of the two fields)
+    elif 'EUNCAUGHT' in (error.code, error.errorCode):    # dcp sets one of the two fields
+        print_once(f'  The work function threw{where_thrown(error)}.')    # on_result prints what it threw
     else:
         print_once(f'  A worker failed: {error.message}')
 
@@ -148,7 +148,7 @@ def on_cancel(event):
 
 # RUN
 def main():
-    check_slices()
+    check_input()
     check_work_function()
     first_report = ask_server()    # watch() will compare later ones with it
     start_guards(first_report)
@@ -177,10 +177,12 @@ def print_once(line):
         print(line)
 
 
-def check_slices():
-    """End if there are none, or if there are Python ints in them or in the job's arguments."""
+def check_input():
+    """End if there are no slices, or if slices or arguments are of a type that does not arrive as such."""
     if not slices:
         sys.exit('There are no slices: nothing to do.')
+    if isinstance(slices, list) and any(isinstance(slice, tuple) for slice in slices):
+        sys.exit('Python tuples do not arrive as lists: use lists as slices, such as [1.0, 2.0].')
     # dcp.compute_for() wraps each int in a list, in an object that prints as __pythonmonkey_guard.
     has_ints = isinstance(slices, range) or '__pythonmonkey_guard' in f'{slices} {job.jobArguments}'
     if has_ints:
@@ -192,10 +194,21 @@ def check_work_function():
     try:
         pm.eval(f'({work_function})')
     except pm.SpiderMonkeyError as error:
-        with open(__file__, encoding='utf-8') as this_file:
-            lines_above = this_file.read().partition('work_function = ')[0].count('\n')
-        line = lines_above + int(error.jsError['lineNumber'])
+        line = line_of_file(error.jsError['lineNumber'])
         sys.exit(f'The work function does not compile, see line {line}: {error.jsError["message"]}')
+
+
+def where_thrown(error):
+    """Return where in this file the work function threw, if the error's stack tells. Python's does not."""
+    line = re.search(r'<anonymous>:(\d+)', error.stack)
+    return f' at line {line_of_file(line[1])}' if line else ''
+
+
+def line_of_file(line):
+    """Return which line of this file a line of the work function is."""
+    with open(__file__, encoding='utf-8') as this_file:
+        lines_above = this_file.read().partition('work_function = ')[0].count('\n')
+    return lines_above + int(line)
 
 
 def ask_server():

@@ -63,7 +63,8 @@ def receive_result():
 
     The form has `element`, the slice number; `content`, what the work function returned, as JSON; and `job`
     and `key`, which remote-job.py gave to setResultStorage. If the work function threw, `content` is an
-    object with errorCode, message and stack. If the answer gets lost, DCP repeats the slice.
+    object with errorCode, message and stack. If the answer gets lost, DCP repeats the slice: that is only
+    answered.
     """
     if not re.fullmatch('[1-9][0-9]{0,15}', request.form.get('element', '')):
         abort(400, 'element is not a slice number')
@@ -199,8 +200,8 @@ def results_of(job):
 class JobResults:
     """Which slices of a job are stored, and the file that the next result goes to.
 
-    The server appends to a file that it has begun since it started. If that is gone, or was edited so that it
-    has another size, the server begins a new one. So it never has to repair a file.
+    The server appends only to a file that it has begun since it started, and that has the size that it left
+    it with. Otherwise it begins a new one, so it never has to repair a file.
     """
 
     def __init__(self, job):

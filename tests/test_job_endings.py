@@ -78,6 +78,7 @@ def test_server_url_is_no_url(project):
     ('# WORK FUNCTION', 'slices = range(3)\n\n# WORK FUNCTION', '^Python ints do not arrive as numbers: use floats'),
     ('# WORK FUNCTION', 'slices = [1, 2]\n\n# WORK FUNCTION', '^Python ints do not arrive as numbers: use floats'),
     ('[data])', '[data, 5])', '^Python ints do not arrive as numbers: use floats'),
+    ('# WORK FUNCTION', 'slices = list(zip([1.0], [2.0]))\n\n# WORK FUNCTION', '^Python tuples do not arrive as lists'),
 ])
 def test_setting_that_would_go_wrong_without_a_word(project, right, wrong, line):
     project.edit('remote-job.py', right, wrong)
@@ -230,6 +231,9 @@ def test_slices_without_a_result(project):
     assert failed == ["    ✘ Slice 3: work function failed: 'no such gene'",
                       '    ✘ Slice 4: Result received, but it is empty: return an object']
     assert sum('✔' in line for line in job.lines) == 8
+    lines = (project.folder / 'remote-job.py').read_text().splitlines()
+    number = 1 + next(i for i, text in enumerate(lines) if 'no such gene' in text)
+    assert f'  The work function threw at line {number}.' in job.lines
 
 
 def test_whole_job_over_https_with_an_access_key(project):
