@@ -200,7 +200,7 @@ def check_work_function():
 
 def where_thrown(error):
     """Return where in this file the work function threw, if the error's stack tells. Python's does not."""
-    line = re.search(r'<anonymous>:(\d+)', error.stack)
+    line = re.search(r'<anonymous>:(\d+)', str(error.stack))
     return f' at line {line_of_file(line[1])}' if line else ''
 
 
