@@ -47,8 +47,8 @@ work_function = r'''(slice, data) => {    // above, data is a URL; in here, it i
   // SIGNATURE: a column number for each place, from 1 on (0 is the phenotype). The Set drops repeats, if any.
   const columns = [...new Set(slice.map((place) => 1 + Math.floor(place * (header.length - 1))))];
   // SAMPLES: class0 and class1 are lists of rows. A row is a sample's values (log2) of the signature.
-  const valuesOf = (row) => columns.map((column) => Number(row[column] || NaN));    // Number('') would be 0
-  const rowsOf = (label) => samples.filter((row) => row[0] === label).map(valuesOf);
+  const valuesOf = (sample) => columns.map((column) => Number(sample[column] || NaN));    // Number('') is 0
+  const rowsOf = (label) => samples.filter((sample) => sample[0] === label).map(valuesOf);
   const [class0, class1] = classes.map(rowsOf);
   if (class0.length < 2 || class1.length < 2 || class0.length + class1.length !== samples.length)
     throw Error(`classes must be the labels of the first column, each at least twice: ${classes}`);
@@ -79,13 +79,13 @@ work_function = r'''(slice, data) => {    // above, data is a URL; in here, it i
     progress();    // DCP demands this call: at least once per slice, and every 30 s
     return scores;
   };
-  const [all0, all1] = [class0.map(scoresOf), class1.map(scoresOf)];    // scoresOf(row, i) of each row
+  const [scored0, scored1] = [class0.map(scoresOf), class1.map(scoresOf)];    // scoresOf(row, i) of each row
 
   // RESULT: accuracy: share scored on the right side of 0.5. AUC: share of pairs where class 1 scores higher.
   const result = { probesets: columns.map((column) => header[column]).join(', ') };
   for (const name of [...Object.keys(classifiers), 'ensemble']) {
-    const scores0 = all0.map((scores) => scores[name]);
-    const scores1 = all1.map((scores) => scores[name]);
+    const scores0 = scored0.map((scores) => scores[name]);
+    const scores1 = scored1.map((scores) => scores[name]);
     const correct = [...scores0.map((s0) => s0 < 0.5), ...scores1.map((s1) => s1 >= 0.5)];    // true is 1
     const inOrder = scores1.flatMap((s1) => scores0.map((s0) => (s1 > s0) + (s1 === s0) / 2));    // tie: 0.5
     result[`${name}_accuracy`] = Number(mean(correct).toFixed(3));

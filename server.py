@@ -93,7 +93,7 @@ def read_content(form):
 @app.get('/dcp-results/<job>')
 def report(job):
     """Say which slices of a job are stored and which failed, and what has happened since the start."""
-    results = results_of(job)
+    results = jobs.get(job) or JobResults(job)    # of an unknown job: from the files, and not kept
     # Copies, because other threads may be adding to these.
     return {'slices': sorted(results.slices.copy()), 'failed': results.failed.copy(), **activity}
 
@@ -190,8 +190,6 @@ jobs = {}    # job id: its JobResults
 
 def results_of(job):
     """Return the JobResults of a job id. This may be '': of such results, none counts as a repeat."""
-    if not re.fullmatch('[A-Za-z0-9]{0,64}', job):
-        abort(400, 'job is not the id of a DCP job')
     if job not in jobs:
         jobs.setdefault(job, JobResults(job))    # of threads that come at once, the first one wins
     return jobs[job]
@@ -205,6 +203,8 @@ class JobResults:
     """
 
     def __init__(self, job):
+        if not re.fullmatch('[A-Za-z0-9]{0,64}', job):
+            abort(400, 'job is not the id of a DCP job')
         self.job = job
         self.lock = threading.Lock()         # one result after the other
         self.slices = stored_slices(job)     # a set of slice numbers

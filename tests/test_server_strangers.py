@@ -161,9 +161,10 @@ def test_asking_for_what_cannot_be_a_job_is_refused(untouched, job):
     assert untouched.request(f'/dcp-results/{job}')[:2] == (400, 'job is not the id of a DCP job\n')
 
 
-def test_asking_for_another_job_tells_no_slices(untouched):
+def test_asking_for_another_job_tells_no_slices_and_is_not_remembered(untouched):
     status, report, _ = untouched.request('/dcp-results/job2')
     assert status == 200 and json.loads(report)['slices'] == []
+    assert 'job2' not in json.loads(untouched.request('/results')[1])['failed']
 
 
 CHUNKED = POST + 'Transfer-Encoding: chunked\r\n\r\n'
