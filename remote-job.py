@@ -21,19 +21,19 @@ try:
 except pm.SpiderMonkeyError as error:
     sys.exit(f'DCP: {error.jsError["message"].splitlines()[0]} Check network, keystores (ask dan@dcp.dev).')
 
-# DATA: a JavaScript URL, not a string, makes workers fetch what is there. DCP sees only the URL.
+# DATA: workers fetch what is at a JavaScript URL; a Python string they get as it is. DCP sees only the URL.
 access_key = ''    # the same as in server.py: letters and digits only
 server_url = 'http://127.0.0.1:5001'
 if not server_url.startswith(('http://', 'https://')) or server_url.endswith('/'):
     sys.exit('server_url must begin with http:// or https://, and have no / at its end.')
 data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< fetched from your server
 
-# INPUT SET: a slice is a signature: a list of places in the table, 0 its first probeset, 0.5 the middle one.
+# INPUT SET: a slice is a signature, as places in the table: fractions of its width (0: its first probeset).
 n_signatures = 10
 min_length, max_length = 5, 9
 random.seed(42)
 lengths = [random.randint(min_length, max_length) for _ in range(n_signatures)]
-slices = [[random.random() for _ in range(length)] for length in lengths]    # not read from the table
+slices = [[random.random() for _ in range(length)] for length in lengths]    # drawn without reading the data
 
 # WORK FUNCTION: workers call work_function(slice, *arguments) for each slice. README.md explains JavaScript.
 work_function = r'''(slice, data) => {    // above, data is a URL; in here, it is the text of the file
@@ -41,51 +41,51 @@ work_function = r'''(slice, data) => {    // above, data is a URL; in here, it i
   const folds = 10;    // of the cross-validation
   // TABLE: rows of cells. Parsed for a worker's first slice of this job, kept in globalThis for its others.
   globalThis.table ||= data.trimEnd().split('\n').map((line) => line.split('\t').map((cell) => cell.trim()));
-  const [header, ...samples] = globalThis.table;
-  if (!samples.every((row) => row.length === header.length)) throw Error('lines differ in number of cells');
-
-  // SIGNATURE: a column number for each place, from 1 on (0 is the phenotype). The Set drops repeats, if any.
+  const [header, ...rows] = globalThis.table;
+  if (!rows.every((row) => row.length === header.length)) throw Error('lines differ in number of cells');
+  // SIGNATURE: each place becomes a column number, from 1 on (0 is the phenotype). The Set drops repeats.
   const columns = [...new Set(slice.map((place) => 1 + Math.floor(place * (header.length - 1))))];
-  // SAMPLES: class0 and class1 are lists of rows. A row is a sample's values (log2) of the signature.
-  const valuesOf = (sample) => columns.map((column) => Number(sample[column] || NaN));    // Number('') is 0
-  const rowsOf = (label) => samples.filter((sample) => sample[0] === label).map(valuesOf);
-  const [class0, class1] = classes.map(rowsOf);
-  if (class0.length < 2 || class1.length < 2 || class0.length + class1.length !== samples.length)
-    throw Error(`classes must be the labels of the first column, each at least twice: ${classes}`);
-  if (![...class0, ...class1].flat().every(Number.isFinite)) throw Error('a value is no number');
 
-  // CLASSIFIERS: each tells, as a number above 0, how similar a row is to known rows of a class.
+  // SAMPLES: an object for each row. A class's first sample is in fold 0, its second in fold 1, and so on.
+  const samples = rows.map((row, i) => ({
+    label: classes.indexOf(row[0]),    // 0 or 1, its class. -1: neither
+    fold: rows.slice(0, i).filter((earlier) => earlier[0] === row[0]).length % folds,
+    values: columns.map((column) => Number(row[column] || NaN)),    // log2 values. Number('') would be 0
+    scores: {},    // one per classifier, from CROSS-VALIDATION
+  }));
+  const [class0, class1] = [0, 1].map((label) => samples.filter((sample) => sample.label === label));
+  if (!(folds >= 2) || class0.length < 2 || class1.length < 2 || class0.length + class1.length < rows.length)
+    throw Error(`folds must be 2 or more; classes the labels of the first column, each twice: ${classes}`);
+  if (!samples.every((sample) => sample.values.every(Number.isFinite))) throw Error('a value is no number');
+
+  // CLASSIFIERS: each tells, as a number above 0, how similar a sample's values are to known samples' values.
   const mean = (values) => values.reduce((total, value) => total + value, 0) / values.length;
-  const columnMeans = (rows) => rows[0].map((_, i) => mean(rows.map((row) => row[i])));    // one per column
+  const columnMeans = (known) => known[0].map((_, i) => mean(known.map((values) => values[i])));
   const similarity = (a, b) => 1 / (1 + mean(a.map((value, i) => (value - b[i]) ** 2)));    // 1: equal
   const classifiers = {
-    centroid: (row, rows) => similarity(row, columnMeans(rows)),
-    neighbour: (row, rows) => Math.max(...rows.map((other) => similarity(row, other))),    // the nearest one
-    kernel: (row, rows) => mean(rows.map((other) => similarity(row, other))),    // all of them
+    centroid: (values, known) => similarity(values, columnMeans(known)),
+    neighbour: (values, known) => Math.max(...known.map((other) => similarity(values, other))),    // nearest
+    kernel: (values, known) => mean(known.map((other) => similarity(values, other))),    // all of them
   };
 
-  // CROSS-VALIDATION: row i of either class is in fold i % folds. It is scored by rows of other folds only.
-  if (!(folds >= 2)) throw Error('folds must be two or more');    // also if it is NaN
-  const scoresOf = (row, i) => {    // i: its number within its class
-    const inOtherFolds = (other, k) => k % folds !== i % folds;    // k: the other row's number in its class
-    const scores = {};    // of this row: { centroid: 0.47, neighbour: 0.52, ... }
+  // CROSS-VALIDATION: a sample is scored by the known samples of either class: those of the other folds.
+  for (const sample of samples) {
+    const known0 = class0.filter((other) => other.fold !== sample.fold).map((other) => other.values);
+    const known1 = class1.filter((other) => other.fold !== sample.fold).map((other) => other.values);
     for (const [name, classifier] of Object.entries(classifiers)) {
-      const like0 = classifier(row, class0.filter(inOtherFolds));
-      const like1 = classifier(row, class1.filter(inOtherFolds));
+      const like0 = classifier(sample.values, known0);
+      const like1 = classifier(sample.values, known1);
       if (!(like0 > 0 && like1 > 0 && like0 + like1 < Infinity)) throw Error(`${name} gave no number > 0`);
-      scores[name] = like1 / (like0 + like1);    // near 0 if it is like class 0, near 1 if like class 1
+      sample.scores[name] = like1 / (like0 + like1);    // near 0: like class 0; near 1: like class 1
     }
-    scores.ensemble = mean(Object.values(scores));
+    sample.scores.ensemble = mean(Object.values(sample.scores));
     progress();    // DCP demands this call: at least once per slice, and every 30 s
-    return scores;
-  };
-  const [scored0, scored1] = [class0.map(scoresOf), class1.map(scoresOf)];    // scoresOf(row, i) of each row
+  }
 
   // RESULT: accuracy: share scored on the right side of 0.5. AUC: share of pairs where class 1 scores higher.
   const result = { probesets: columns.map((column) => header[column]).join(', ') };
-  for (const name of [...Object.keys(classifiers), 'ensemble']) {
-    const scores0 = scored0.map((scores) => scores[name]);
-    const scores1 = scored1.map((scores) => scores[name]);
+  for (const name of Object.keys(samples[0].scores)) {    // of each classifier, and of the ensemble
+    const [scores0, scores1] = [class0, class1].map((list) => list.map((sample) => sample.scores[name]));
     const correct = [...scores0.map((s0) => s0 < 0.5), ...scores1.map((s1) => s1 >= 0.5)];    // true is 1
     const inOrder = scores1.flatMap((s1) => scores0.map((s0) => (s1 > s0) + (s1 === s0) / 2));    // tie: 0.5
     result[`${name}_accuracy`] = Number(mean(correct).toFixed(3));
@@ -150,7 +150,7 @@ def on_cancel(event):
 def main():
     check_input()
     check_work_function()
-    first_report = ask_server()    # watch() will compare later ones with it
+    first_report = ask_server()    # ends this script if server.py does not answer
     start_guards(first_report)
     job.exec()    # returns when DCP has the job; exec(0.1) would offer 0.1 compute credits per slice
     job.wait()    # returns when every slice is done
@@ -163,11 +163,9 @@ def main():
 
 
 # GUARDS: whatever goes wrong ends in one line that says what to do. No need to read on to change the rest.
-patience = 30    # seconds: if there is no news from DCP that long, this script asks why
 loop = asyncio.get_event_loop()    # dcp's event loop, which job.exec() and job.wait() run
-news = asyncio.Event()
-tasks = []    # that start() has started
 printed = set()    # by print_once()
+tasks = []    # by start()
 
 
 def print_once(line):
@@ -177,6 +175,7 @@ def print_once(line):
         print(line)
 
 
+# Before the job is deployed
 def check_input():
     """End if there are no slices, or if slices or arguments are of a type that does not arrive as such."""
     if not slices:
@@ -196,12 +195,6 @@ def check_work_function():
     except pm.SpiderMonkeyError as error:
         line = line_of_file(error.jsError['lineNumber'])
         sys.exit(f'The work function does not compile, see line {line}: {error.jsError["message"]}')
-
-
-def where_thrown(error):
-    """Return where in this file the work function threw, if the error's stack tells. Python's does not."""
-    line = re.search(r'<anonymous>:(\d+)', str(error.stack))
-    return f' at line {line_of_file(line[1])}' if line else ''
 
 
 def line_of_file(line):
@@ -226,6 +219,7 @@ def ask_server():
         raise ConnectionError(problem) from None
 
 
+# While it runs, and when it ends
 def prevent_freeze():
     """Let WebAssembly, with which dcp signs the job, be compiled in the foreground.
 
@@ -298,9 +292,15 @@ def on_failure(_, context):
         exit_soon(f'Job not deployed: {problem}')
 
 
+def where_thrown(error):
+    """Return where in this file the work function threw, if the error's stack tells. Python's does not."""
+    line = re.search(r'<anonymous>:(\d+)', str(error.stack))
+    return f' at line {line_of_file(line[1])}' if line else ''
+
+
 def in_one_line(error):
     """Return what a JavaScript error says, and where, if it was raised in this file."""
-    message = error.jsError['message'].splitlines()[0]
+    message = error.jsError['message'].partition('\n')[0]
     if error.jsError['code'] == 'DCPL-1100':
         return 'DCP does not know this joinKey and joinSecret: check job.computeGroups.'
     if str(error.jsError['fileName']).endswith('.py'):
@@ -308,8 +308,13 @@ def in_one_line(error):
     return message
 
 
+# When there is no news
+patience = 30    # seconds: if there is no news from DCP that long, this script asks why
+news = asyncio.Event()
+
+
 async def watch(first_report):
-    """Say so when there is no news."""
+    """Whenever there is no news for as long as patience allows, say why."""
     while True:
         try:
             await asyncio.wait_for(news.wait(), patience)

@@ -81,7 +81,7 @@ def receive_result():
 
 
 def read_content(form):
-    """Return what the work function returned. DCP posts 0, '', false, null and NaN as `error=null` only."""
+    """Return what the work function returned. For 0, '', false, null and NaN, DCP posts only `error=null`."""
     if 'content' not in form and form.get('error') == 'null':
         return None
     try:
@@ -189,9 +189,9 @@ jobs = {}    # job id: its JobResults
 
 
 def results_of(job):
-    """Return the JobResults of a job id. This may be '': of such results, none counts as a repeat."""
+    """Return the JobResults of a job id. It is '' if no job is named: then no result counts as a repeat."""
     if job not in jobs:
-        jobs.setdefault(job, JobResults(job))    # of threads that come at once, the first one wins
+        jobs.setdefault(job, JobResults(job))    # if two threads get here at once, both use the first one's
     return jobs[job]
 
 
@@ -207,17 +207,17 @@ class JobResults:
             abort(400, 'job is not the id of a DCP job')
         self.job = job
         self.lock = threading.Lock()         # one result after the other
-        self.slices = stored_slices(job)     # a set of slice numbers
+        self.slices = stored_slices(job)     # set of int: the slices that have a result
         self.failed = {}                     # slice number: what its work function threw
         self.path = None                     # the file, when there is one
         self.size = 0                        # how many bytes this server has written to it
         self.columns = []                    # its columns, without job and slice
 
     def store(self, slice_number, result):
-        """Return an answer once a result of the slice is on the disk, this one or an earlier one.
+        """Store a result, unless its slice has one, and return the answer once it is on the disk.
 
-        It is 'Result received', for which remote-job.py prints a tick, or also says what is odd about the
-        result. Raises OSError.
+        The answer is 'Result received', for which remote-job.py prints a tick, or also says what is odd
+        about the result. Raises OSError.
         """
         with self.lock:
             if slice_number in self.slices:
@@ -283,7 +283,7 @@ def stored_slices(job):
             lines = [line for line in file if line.startswith(f'{job}\t'.encode())]
         if lines:
             with open(path, 'r+b') as file:
-                os.fsync(file.fileno())    # their writer may have died before its own fsync
+                os.fsync(file.fileno())    # a server that was killed before its fsync left that undone
         for line in lines:
             number = line.split(b'\t')[1]
             is_whole = line.endswith(b'\n') and b'\0' not in line    # a crash leaves half a line or zeros

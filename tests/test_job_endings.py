@@ -95,7 +95,7 @@ def test_wrong_access_key(project, keys):
 
 @pytest.mark.parametrize('slip, wrong, line', [
     (PROGRESS, 'progress(;', 'progress(;'),
-    ('    }\n    scores.ensemble', '    scores.ensemble', "}'''"),    # seen at the end only
+    ('    }\n    sample.scores.ensemble', '    sample.scores.ensemble', "}'''"),    # seen at the end only
 ])
 def test_work_function_does_not_compile(project, slip, wrong, line):
     project.edit('remote-job.py', slip, wrong)

@@ -198,7 +198,7 @@ def test_command_is_the_one_that_is_tested(recipe):
     assert TUTORIAL in blocks(recipe)
 
 
-@pytest.mark.parametrize('recipe, line', [(CODE, 101), (INPUT, 99), (RESULTS, 102), (SITES, 99),
+@pytest.mark.parametrize('recipe, line', [(CODE, 101), (INPUT, 99), (RESULTS, 103), (SITES, 99),
                                           (PYTHON, 99)])
 def test_lines_to_edit_are_where_the_recipe_says(cook, recipe, line):
     kitchen = cook(ROUTE, *[diff for diff in blocks(recipe, 'diff') if diff != ROUTE])

@@ -234,7 +234,7 @@ def test_third_class_is_an_error(cells):
 @pytest.mark.parametrize('folds', ['1', 'undefined'])
 def test_without_folds_no_sample_is_scored_by_itself(cells, folds):
     edited = WORK_FUNCTION.replace('const folds = 10', f'const folds = {folds}')
-    assert edited != WORK_FUNCTION and error(cells, source=edited) == 'folds must be two or more'
+    assert edited != WORK_FUNCTION and error(cells, source=edited).startswith('folds must be 2 or more')
 
 
 @pytest.mark.parametrize('place', [1, -0.1])
@@ -257,7 +257,7 @@ def with_classifier(code):
 
 
 def test_fourth_classifier_is_scored_and_takes_part_in_the_ensemble(monkeypatch):
-    source = with_classifier('farthest: (row, rows) => Math.min(...rows.map((far) => similarity(row, far)))')
+    source = with_classifier('farthest: (values, known) => Math.min(...known.map((far) => similarity(values, far)))')
     monkeypatch.setattr(oracle, 'CLASSIFIERS', {
         'farthest': lambda rows, known: oracle.similarity(rows, known).min(axis=1), **oracle.CLASSIFIERS})
     data, slices = table(), input_set()
@@ -266,7 +266,7 @@ def test_fourth_classifier_is_scored_and_takes_part_in_the_ensemble(monkeypatch)
     assert list(expected[0])[:3] == ['probesets', 'farthest_accuracy', 'farthest_auc']
 
 
-@pytest.mark.parametrize('body', ['{ mean(row); }', 'NaN', "'near'", 'row.missing', '-1', '1 / 0'])
+@pytest.mark.parametrize('body', ['{ mean(values); }', 'NaN', "'near'", 'values.missing', '-1', '1 / 0'])
 def test_classifier_that_returns_no_number_above_0_is_named(body):
-    source = with_classifier(f'newest: (row, rows) => {body}')
+    source = with_classifier(f'newest: (values, known) => {body}')
     assert error(table(), source=source) == 'newest gave no number > 0'
