@@ -21,54 +21,54 @@ try:
 except pm.SpiderMonkeyError as error:
     sys.exit(f'DCP: {error.jsError["message"].splitlines()[0]} Check network, keystores (ask dan@dcp.dev).')
 
-# DATA: workers fetch what is at a JavaScript URL; a Python string they get as it is. DCP sees only the URL.
+# DATA: an argument that is a URL object is fetched by the workers. DCP sees its address, but not the data.
 access_key = ''    # the same as in server.py: letters and digits only
 server_url = 'http://127.0.0.1:5001'
 if not server_url.startswith(('http://', 'https://')) or server_url.endswith('/'):
     sys.exit('server_url must begin with http:// or https://, and have no / at its end.')
 data = pm.new('URL')(f'{server_url}/GSE57383_ps_psa?key={access_key}')    # <<<<<< fetched from your server
 
-# INPUT SET: a slice is a signature, as places in the table: fractions of its width (0: its first probeset).
+# INPUT SET: a slice is a signature. A probeset is given as a fraction of the table's width: 0.5 is halfway.
 n_signatures = 10
 min_length, max_length = 5, 9
 random.seed(42)
 lengths = [random.randint(min_length, max_length) for _ in range(n_signatures)]
-slices = [[random.random() for _ in range(length)] for length in lengths]    # drawn without reading the data
+slices = [[random.random() for _ in range(length)] for length in lengths]    # without reading the data
 
 # WORK FUNCTION: workers call work_function(slice, *arguments) for each slice. README.md explains JavaScript.
 work_function = r'''(slice, data) => {    // above, data is a URL; in here, it is the text of the file
   const classes = ['Psoriasis', 'Psoriatic Arthritis'];    // the phenotypes to tell apart: class 0, class 1
   const folds = 10;    // of the cross-validation
-  // TABLE: rows of cells. Parsed for a worker's first slice of this job, kept in globalThis for its others.
+  // TABLE: rows of cells. globalThis outlives the call: a worker parses once per job, for its first slice.
   globalThis.table ||= data.trimEnd().split('\n').map((line) => line.split('\t').map((cell) => cell.trim()));
   const [header, ...rows] = globalThis.table;
   if (!rows.every((row) => row.length === header.length)) throw Error('lines differ in number of cells');
-  // SIGNATURE: each place becomes a column number, from 1 on (0 is the phenotype). The Set drops repeats.
-  const columns = [...new Set(slice.map((place) => 1 + Math.floor(place * (header.length - 1))))];
+  // SIGNATURE: each fraction becomes a column number, from 1 on (0 is the phenotype). The Set drops repeats.
+  const columns = [...new Set(slice.map((fraction) => 1 + Math.floor(fraction * (header.length - 1))))];
 
-  // SAMPLES: an object for each row. A class's first sample is in fold 0, its second in fold 1, and so on.
+  // SAMPLES: an object for each row. A class's first sample gets fold 0, its second fold 1, and so on.
   const samples = rows.map((row, i) => ({
     label: classes.indexOf(row[0]),    // 0 or 1, its class. -1: neither
-    fold: rows.slice(0, i).filter((earlier) => earlier[0] === row[0]).length % folds,
+    fold: rows.slice(0, i).filter((earlier) => earlier[0] === row[0]).length % folds,    // in turns
     values: columns.map((column) => Number(row[column] || NaN)),    // log2 values. Number('') would be 0
     scores: {},    // one per classifier, from CROSS-VALIDATION
   }));
   const [class0, class1] = [0, 1].map((label) => samples.filter((sample) => sample.label === label));
-  if (!(folds >= 2) || class0.length < 2 || class1.length < 2 || class0.length + class1.length < rows.length)
-    throw Error(`folds must be 2 or more; classes the labels of the first column, each twice: ${classes}`);
+  if (class0.length < 2 || class1.length < 2 || class0.length + class1.length < rows.length || !(folds >= 2))
+    throw Error(`column 1 must hold only ${classes}, each twice or more (tab-separated?), and folds be >= 2`);
   if (!samples.every((sample) => sample.values.every(Number.isFinite))) throw Error('a value is no number');
 
-  // CLASSIFIERS: each tells, as a number above 0, how similar a sample's values are to known samples' values.
+  // CLASSIFIERS: how similar (a number above 0) a sample's values are to `known`, a list of others' values.
   const mean = (values) => values.reduce((total, value) => total + value, 0) / values.length;
-  const columnMeans = (known) => known[0].map((_, i) => mean(known.map((values) => values[i])));
+  const columnMeans = (known) => known[0].map((_, i) => mean(known.map((other) => other[i])));
   const similarity = (a, b) => 1 / (1 + mean(a.map((value, i) => (value - b[i]) ** 2)));    // 1: equal
-  const classifiers = {
+  const classifiers = {    // the more similar, the higher: a distance would turn the scores round
     centroid: (values, known) => similarity(values, columnMeans(known)),
     neighbour: (values, known) => Math.max(...known.map((other) => similarity(values, other))),    // nearest
     kernel: (values, known) => mean(known.map((other) => similarity(values, other))),    // all of them
   };
 
-  // CROSS-VALIDATION: a sample is scored by the known samples of either class: those of the other folds.
+  // CROSS-VALIDATION: each sample is compared with each class's samples of all folds but its own.
   for (const sample of samples) {
     const known0 = class0.filter((other) => other.fold !== sample.fold).map((other) => other.values);
     const known1 = class1.filter((other) => other.fold !== sample.fold).map((other) => other.values);
@@ -87,14 +87,14 @@ work_function = r'''(slice, data) => {    // above, data is a URL; in here, it i
   for (const name of Object.keys(samples[0].scores)) {    // of each classifier, and of the ensemble
     const [scores0, scores1] = [class0, class1].map((list) => list.map((sample) => sample.scores[name]));
     const correct = [...scores0.map((s0) => s0 < 0.5), ...scores1.map((s1) => s1 >= 0.5)];    // true is 1
-    const inOrder = scores1.flatMap((s1) => scores0.map((s0) => (s1 > s0) + (s1 === s0) / 2));    // tie: 0.5
+    const inOrder = scores1.flatMap((s1) => scores0.map((s0) => (s1 > s0) + (s1 === s0) / 2));    // 1, 0.5, 0
     result[`${name}_accuracy`] = Number(mean(correct).toFixed(3));
     result[`${name}_auc`] = Number(mean(inOrder).toFixed(3));
   }
   return result;    // a line of the results file; its last column is the score on the results page
 }'''
 
-# JOB: workers post each result, as a form with `job` and `key`, to what setResultStorage is given.
+# JOB: workers post each result to the address given to setResultStorage, as a form with its two fields.
 job = dcp.compute_for(slices, work_function, [data])
 job.computeGroups = [{'joinKey': 'demo', 'joinSecret': 'dcp'}]
 job.worktime = 'map-basic'    # what runs the work function: this for JavaScript, 'pyodide' for Python
@@ -120,7 +120,7 @@ def on_accepted(_):
 @job.on('result')
 def on_result(event):
     """Print your server's answer to the worker that posted the result: no more of it passes through DCP."""
-    mark = '✔' if event.result == 'Result received' else '✘'    # else it says what to look at
+    mark = '✔' if event.result == 'Result received' else '✘'    # any other answer says what is wrong
     print(f'    {mark} Slice {int(event.sliceNumber)}: {event.result}')
 
 
@@ -182,7 +182,7 @@ def check_input():
         sys.exit('There are no slices: nothing to do.')
     if isinstance(slices, list) and any(isinstance(slice, tuple) for slice in slices):
         sys.exit('Python tuples do not arrive as lists: use lists as slices, such as [1.0, 2.0].')
-    # dcp.compute_for() wraps each int in a list, in an object that prints as __pythonmonkey_guard.
+    # dcp.compute_for() replaces each int in a list by an object, which prints as __pythonmonkey_guard.
     has_ints = isinstance(slices, range) or '__pythonmonkey_guard' in f'{slices} {job.jobArguments}'
     if has_ints:
         sys.exit('Python ints do not arrive as numbers: use floats as slices and arguments, such as 1.0.')
@@ -244,7 +244,7 @@ def start_guards(first_report):
         signal.signal(signal.SIGHUP, on_signal)    # the terminal is closed
     loop.set_exception_handler(on_failure)
     for event in ('readystatechange', 'result'):
-        job.on(event, lambda _: news.set())
+        job.on(event, lambda _: news.set())    # for watch()
     start(watch(first_report))
 
 
@@ -261,7 +261,7 @@ def exit_soon(line):
 async def cancel_job(problem):
     """End this script, and cancel the job if DCP has it: it costs money, and nobody would wait for it.
 
-    A job on its way to DCP can be cancelled only by the address in DCP's answer: wait 10 s for that.
+    A job can be cancelled only once DCP has answered with its address: wait up to 10 s for that.
     """
     not_sent = job.readyState in ('new', 'exec', 'init', 'preauth')
     if not_sent:
@@ -275,6 +275,8 @@ async def cancel_job(problem):
 
 def on_failure(_, context):
     """Hear of an error that job.exec() and job.wait() do not raise: DCP's, or a slip in a handler above.
+
+    What to do depends on how far the job has come:
 
     - job.connected: the job runs, and goes on.
     - Only job.address: DCP has taken the job, but job.exec() will never return, so cancel it.
@@ -337,7 +339,7 @@ def likely_cause(first_report):
     if report['fetches'] == first_report['fetches']:
         return ('no worker has fetched the data. Is one in your compute group, was it started with '
                 f'--allow-origin {server_url}, and does it trust your certificate (NODE_EXTRA_CA_CERTS)?')
-    return 'workers have fetched the data, but posted no result: see above why, or a slice takes that long.'
+    return 'workers have fetched the data, but post no result now: see above why, or a slice takes that long.'
 
 
 try:

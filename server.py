@@ -63,14 +63,14 @@ def receive_result():
 
     The form has `element`, the slice number; `content`, what the work function returned, as JSON; and `job`
     and `key`, which remote-job.py gave to setResultStorage. If the work function threw, `content` is an
-    object with errorCode, message and stack. If the answer gets lost, DCP repeats the slice: that is only
-    answered.
+    object with errorCode, message and stack. If the answer gets lost, DCP repeats the slice: it then gets
+    the same answer, and is not stored again.
     """
     if not re.fullmatch('[1-9][0-9]{0,15}', request.form.get('element', '')):
         abort(400, 'element is not a slice number')
     slice_number = int(request.form['element'])
     result = read_content(request.form)
-    results = results_of(request.form.get('job', ''))
+    results = results_of(checked(request.form.get('job', '')))
     if isinstance(result, dict) and {'errorCode', 'message', 'stack'} <= result.keys():
         answer = f'work function failed: {result["message"]!r}'[:200]    # short, as DCP sees the answer
         results.note_failure(slice_number, answer)
@@ -90,10 +90,17 @@ def read_content(form):
         abort(400, 'content is missing, or not JSON')
 
 
+def checked(job):
+    """Return the id of a job, or refuse what cannot be one."""
+    if not re.fullmatch('[A-Za-z0-9]{0,64}', job):
+        abort(400, 'job is not the id of a DCP job')
+    return job
+
+
 @app.get('/dcp-results/<job>')
 def report(job):
     """Say which slices of a job are stored and which failed, and what has happened since the start."""
-    results = jobs.get(job) or JobResults(job)    # of an unknown job: from the files, and not kept
+    results = jobs.get(job) or JobResults(checked(job))    # unknown since the start: look into the files
     # Copies, because other threads may be adding to these.
     return {'slices': sorted(results.slices.copy()), 'failed': results.failed.copy(), **activity}
 
@@ -133,7 +140,7 @@ def admit_browser_workers(response):
 @app.errorhandler(HTTPException)
 def refuse(error):
     """Answer a refused request with one line that names the problem, and log it without the access key."""
-    asked = f'{request.method} {request.path}'.partition('key=')[0]    # '&key=' for '?key=' is in the path
+    asked = f'{request.method} {request.path}'.partition('key=')[0]    # if a client wrote &key= for ?key=
     problem = error.description.partition('. ')[0].removesuffix('.')    # only the first sentence
     if error.code != 416:    # that only says: there is nothing new in a results file
         note_refusal(request.remote_addr, f'{asked[:100]!r} refused: {error.code} {problem}')
@@ -189,7 +196,7 @@ jobs = {}    # job id: its JobResults
 
 
 def results_of(job):
-    """Return the JobResults of a job id. It is '' if no job is named: then no result counts as a repeat."""
+    """Return the JobResults of a job id. '' stands for no job: its results are all stored, repeats too."""
     if job not in jobs:
         jobs.setdefault(job, JobResults(job))    # if two threads get here at once, both use the first one's
     return jobs[job]
@@ -203,8 +210,6 @@ class JobResults:
     """
 
     def __init__(self, job):
-        if not re.fullmatch('[A-Za-z0-9]{0,64}', job):
-            abort(400, 'job is not the id of a DCP job')
         self.job = job
         self.lock = threading.Lock()         # one result after the other
         self.slices = stored_slices(job)     # set of int: the slices that have a result
@@ -283,7 +288,7 @@ def stored_slices(job):
             lines = [line for line in file if line.startswith(f'{job}\t'.encode())]
         if lines:
             with open(path, 'r+b') as file:
-                os.fsync(file.fileno())    # a server that was killed before its fsync left that undone
+                os.fsync(file.fileno())    # a server that was killed may have left these without fsync
         for line in lines:
             number = line.split(b'\t')[1]
             is_whole = line.endswith(b'\n') and b'\0' not in line    # a crash leaves half a line or zeros
@@ -308,7 +313,7 @@ def new_file():
 def as_row(result):
     """Return a result as {column: value}: an object as it is, anything else in the column `result`.
 
-    An object with a `job` or a `slice` of its own goes into that column, too: the file has these already.
+    There, too, goes an object with a `job` or a `slice` of its own: the file has these columns already.
     """
     if isinstance(result, dict) and result and not result.keys() & {'job', 'slice'}:
         return result
@@ -341,7 +346,7 @@ class Handler(WSGIRequestHandler):
             return super().make_environ()
         except ValueError:
             self.send_error(400)    # calls log_error()
-            raise ConnectionAbortedError from None    # Werkzeug then logs nothing, as if the client had left
+            raise ConnectionAbortedError from None    # Werkzeug passes over this error in silence
 
     def log_request(self, *_):
         """Log nothing here: Werkzeug's own fails at a malformed address."""

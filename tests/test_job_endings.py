@@ -171,7 +171,7 @@ def test_silence_has_a_cause(served, told):
     job = served.start_job('--workers', '0', '--log', served.log)
     job.wait_for('No news for 0.5 s: no worker has fetched the data. Is one in your compute group, ')
     served.request('/GSE57383_ps_psa')
-    job.wait_for('No news for 0.5 s: workers have fetched the data, but posted no result')
+    job.wait_for('No news for 0.5 s: workers have fetched the data, but post no result now')
     served.request('/other')
     job.wait_for('No news for 0.5 s: server.py refused a request: .* 404')
     served.server.stop()

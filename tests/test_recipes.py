@@ -259,7 +259,7 @@ def test_shuffled_labels_leave_nothing_to_be_found(cook):
     data = '\n'.join('\t'.join(map(str, row)) for row in [['phenotype', 'a', 'b'], *rows])
     program = f"""const progress = () => {{}}, work = {work_function};
                   const data = require('fs').readFileSync(0, 'utf8');
-                  const auc = (shuffled) => work({{ places: [0.1, 0.6], shuffled }}, data).ensemble_auc;
+                  const auc = (shuffled) => work({{ picks: [0.1, 0.6], shuffled }}, data).ensemble_auc;
                   const shuffled = Array.from({{ length: 200 }}, () => auc(true));
                   console.log(JSON.stringify([auc(false), ...shuffled]));"""
     node = subprocess.run(['node', '-e', program], input=data, capture_output=True, text=True)
