@@ -1,5 +1,5 @@
 """Score random gene signatures, to tell psoriatic arthritis from psoriasis: on DCP, with remote data."""
-import asyncio, json, random, re, signal, sys, urllib.request
+import asyncio, http.client, json, random, re, signal, sys, urllib.request
 
 # START (on a first reading, skip to KEYS)
 if sys.version_info < (3, 10):
@@ -11,7 +11,7 @@ import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp 3.4.3 imports nest_asyncio, which fails on Python 3.14
 import dcp
 import pythonmonkey as pm                       # runs JavaScript, which most of dcp is written in
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # no tracebacks until start_guards()
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # dcp's errors raise, too: no tracebacks
 
 # KEYS
 try:
@@ -21,7 +21,7 @@ try:
 except pm.SpiderMonkeyError as error:
     sys.exit(f'DCP: {error.jsError["message"].splitlines()[0]} Check network, keystores (ask dan@dcp.dev).')
 
-# DATA: an argument that is a URL object is fetched by the workers. DCP sees its address, but not the data.
+# DATA: workers fetch an argument that is a URL object, and get its text. DCP sees the address, not the data.
 access_key = ''    # the same as in server.py: letters and digits only
 server_url = 'http://127.0.0.1:5001'
 if not server_url.startswith(('http://', 'https://')) or server_url.endswith('/'):
@@ -33,7 +33,7 @@ n_signatures = 10
 min_length, max_length = 5, 9
 random.seed(42)
 lengths = [random.randint(min_length, max_length) for _ in range(n_signatures)]
-slices = [[random.random() for _ in range(length)] for length in lengths]    # without reading the data
+slices = [[random.random() for _ in range(length)] for length in lengths]    # lists of floats
 
 # WORK FUNCTION: workers call work_function(slice, *arguments) for each slice. README.md explains JavaScript.
 work_function = r'''(slice, data) => {    // above, data is a URL; in here, it is the text of the file
@@ -45,17 +45,16 @@ work_function = r'''(slice, data) => {    // above, data is a URL; in here, it i
   if (!rows.every((row) => row.length === header.length)) throw Error('lines differ in number of cells');
   // SIGNATURE: each fraction becomes a column number, from 1 on (0 is the phenotype). The Set drops repeats.
   const columns = [...new Set(slice.map((fraction) => 1 + Math.floor(fraction * (header.length - 1))))];
-
   // SAMPLES: an object for each row. A class's first sample gets fold 0, its second fold 1, and so on.
   const samples = rows.map((row, i) => ({
     label: classes.indexOf(row[0]),    // 0 or 1, its class. -1: neither
     fold: rows.slice(0, i).filter((earlier) => earlier[0] === row[0]).length % folds,    // in turns
-    values: columns.map((column) => Number(row[column] || NaN)),    // log2 values. Number('') would be 0
+    values: columns.map((column) => Number(row[column] || NaN)),    // log2. An empty cell must not become 0
     scores: {},    // one per classifier, from CROSS-VALIDATION
   }));
   const [class0, class1] = [0, 1].map((label) => samples.filter((sample) => sample.label === label));
-  if (class0.length < 2 || class1.length < 2 || class0.length + class1.length < rows.length || !(folds >= 2))
-    throw Error(`column 1 must hold only ${classes}, each twice or more (tab-separated?), and folds be >= 2`);
+  if (class0.length + class1.length < rows.length) throw Error(`column 1 must hold two labels: ${classes}`);
+  if (class0.length < 2 || class1.length < 2) throw Error(`each label must be there twice: ${classes}`);
   if (!samples.every((sample) => sample.values.every(Number.isFinite))) throw Error('a value is no number');
 
   // CLASSIFIERS: how similar (a number above 0) a sample's values are to `known`, a list of others' values.
@@ -69,6 +68,7 @@ work_function = r'''(slice, data) => {    // above, data is a URL; in here, it i
   };
 
   // CROSS-VALIDATION: each sample is compared with each class's samples of all folds but its own.
+  if (!(folds >= 2)) throw Error('folds must be 2 or more');    // `folds < 2` would not hear of NaN
   for (const sample of samples) {
     const known0 = class0.filter((other) => other.fold !== sample.fold).map((other) => other.values);
     const known1 = class1.filter((other) => other.fold !== sample.fold).map((other) => other.values);
@@ -87,7 +87,7 @@ work_function = r'''(slice, data) => {    // above, data is a URL; in here, it i
   for (const name of Object.keys(samples[0].scores)) {    // of each classifier, and of the ensemble
     const [scores0, scores1] = [class0, class1].map((list) => list.map((sample) => sample.scores[name]));
     const correct = [...scores0.map((s0) => s0 < 0.5), ...scores1.map((s1) => s1 >= 0.5)];    // true is 1
-    const inOrder = scores1.flatMap((s1) => scores0.map((s0) => (s1 > s0) + (s1 === s0) / 2));    // 1, 0.5, 0
+    const inOrder = scores1.flatMap((s1) => scores0.map((s0) => (1 + Math.sign(s1 - s0)) / 2));    // tie: 0.5
     result[`${name}_accuracy`] = Number(mean(correct).toFixed(3));
     result[`${name}_auc`] = Number(mean(inOrder).toFixed(3));
   }
@@ -164,8 +164,11 @@ def main():
 
 # GUARDS: whatever goes wrong ends in one line that says what to do. No need to read on to change the rest.
 loop = asyncio.get_event_loop()    # dcp's event loop, which job.exec() and job.wait() run
+patience = 30    # seconds: if there is no news from DCP that long, watch() asks why
+news = asyncio.Event()
 printed = set()    # by print_once()
 tasks = []    # by start()
+report_url = f'{server_url}/dcp-results/{job.id}?key={access_key}'    # what server.py knows of this job
 
 
 def print_once(line):
@@ -176,15 +179,27 @@ def print_once(line):
 
 
 # Before the job is deployed
+def has_tuple(value):
+    """Say whether a value is a tuple, or a list or dict with one in it, however deep."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return any(has_tuple(part) for part in value)
+    return isinstance(value, tuple)
+
+
 def check_input():
-    """End if there are no slices, or if slices or arguments are of a type that does not arrive as such."""
+    """End if there are no slices, or if a slice or an argument is of a type that does not arrive as such."""
     if not slices:
         sys.exit('There are no slices: nothing to do.')
-    if isinstance(slices, list) and any(isinstance(slice, tuple) for slice in slices):
-        sys.exit('Python tuples do not arrive as lists: use lists as slices, such as [1.0, 2.0].')
-    # dcp.compute_for() replaces each int in a list by an object, which prints as __pythonmonkey_guard.
-    has_ints = isinstance(slices, range) or '__pythonmonkey_guard' in f'{slices} {job.jobArguments}'
-    if has_ints:
+    values = list(job.jobArguments)
+    if isinstance(slices, list):
+        values += slices
+    if any(has_tuple(value) for value in values):
+        sys.exit('Python tuples do not arrive as lists: use lists, such as [1.0, 2.0].')
+    # In place of an int, dcp.compute_for() has put a dict with this key, and a worker would get that.
+    has_ints = any(isinstance(value, dict) and '__pythonmonkey_guard' in value for value in values)
+    if has_ints or isinstance(slices, range):
         sys.exit('Python ints do not arrive as numbers: use floats as slices and arguments, such as 1.0.')
 
 
@@ -200,16 +215,17 @@ def check_work_function():
 def line_of_file(line):
     """Return which line of this file a line of the work function is."""
     with open(__file__, encoding='utf-8') as this_file:
-        lines_above = this_file.read().partition('work_function = ')[0].count('\n')
-    return lines_above + int(line)
+        text_above = this_file.read().partition(work_function)[0]
+    return text_above.count('\n') + int(line)
 
 
 def ask_server():
     """Return server.py's report on this job. Raises ConnectionError, which says what to do."""
     no_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))    # it is in your own network
     try:
-        return json.load(no_proxy.open(f'{server_url}/dcp-results/{job.id}?key={access_key}', timeout=10))
-    except Exception as error:
+        with no_proxy.open(report_url, timeout=10) as response:
+            return json.load(response)
+    except (OSError, ValueError, http.client.HTTPException) as error:
         if 'CERTIFICATE_VERIFY_FAILED' in str(error):
             problem = f'The certificate of {server_url} is not trusted: set SSL_CERT_FILE to its file.'
         elif getattr(error, 'code', None) == 403:
@@ -263,10 +279,9 @@ async def cancel_job(problem):
 
     A job can be cancelled only once DCP has answered with its address: wait up to 10 s for that.
     """
-    not_sent = job.readyState in ('new', 'exec', 'init', 'preauth')
-    if not_sent:
+    if job.readyState in ('new', 'exec', 'init', 'preauth'):    # the states before it is sent to DCP
         sys.exit(f'Job not deployed: {problem}')
-    loop.call_later(10, sys.exit, f'Job {job.id} may still run: {problem}')    # unless this ends before
+    loop.call_later(10, sys.exit, f'Job {job.id} may still run: {problem}')    # gives up, after 10 s
     while not job.address:
         await asyncio.sleep(0.1)
     job.cancel(problem)    # runs the event loop until DCP has done so
@@ -311,10 +326,6 @@ def in_one_line(error):
 
 
 # When there is no news
-patience = 30    # seconds: if there is no news from DCP that long, this script asks why
-news = asyncio.Event()
-
-
 async def watch(first_report):
     """Whenever there is no news for as long as patience allows, say why."""
     while True:
@@ -323,7 +334,8 @@ async def watch(first_report):
             news.clear()
         except asyncio.TimeoutError:
             if job.connected:
-                print_once(f'  No news for {patience} s: {likely_cause(first_report)} Still waiting...')
+                cause = await asyncio.to_thread(likely_cause, first_report)    # may take ask_server() 10 s
+                print_once(f'  No news for {patience} s: {cause} Still waiting...')
             elif job.readyState not in ('exec', 'uploading'):    # may last: passphrase, big upload
                 await cancel_job(f'no news from DCP for {patience} s. Check your network.')
 

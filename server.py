@@ -40,13 +40,15 @@ logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=
 logging.getLogger('werkzeug').setLevel(logging.ERROR)    # its line per request would show the access key
 log = logging.getLogger('server')
 activity = {'fetches': 0, 'refusals': 0, 'last_refusal': ''}    # since the start, for remote-job.py to ask
+activity_lock = threading.Lock()    # each request has a thread of its own
 
 
 # DATA
 @app.get('/GSE57383_ps_psa')
 def send_data():
     """Send the data file, as text/plain, which the work function gets as a plain string."""
-    activity['fetches'] += 1
+    with activity_lock:
+        activity['fetches'] += 1
     return send_file(data_file, mimetype='text/plain')
 
 
@@ -159,8 +161,9 @@ def fail(error):
 
 def note_refusal(address, problem):
     log.warning('%s %s', address, problem)
-    activity['refusals'] += 1
-    activity['last_refusal'] = f'{address} {problem}'
+    with activity_lock:
+        activity['refusals'] += 1
+        activity['last_refusal'] = f'{address} {problem}'
 
 
 # RESULTS PAGE (to store results it is not needed)
@@ -260,7 +263,7 @@ class JobResults:
         if fits:
             cells = [as_cell(row[column]) for column in self.columns]
         else:
-            cells = [''] * (len(self.columns) - 1) + [json.dumps(result)]    # in the last column
+            cells = [''] * (len(self.columns) - 1) + [json.dumps(result)]    # all of it in the last column
         added += as_line([self.job, slice_number, *cells])
         self.write(added)
         return fits
@@ -353,7 +356,7 @@ class Handler(WSGIRequestHandler):
 
     def log_error(self, template, *_):
         """Log one line, but none for a connection that was never used, as browsers leave some."""
-        if 'timed out' not in template:
+        if 'timed out' not in template:    # Werkzeug's "Request timed out: ..."
             note_refusal(self.client_address[0], 'malformed request')
 
 

@@ -78,7 +78,8 @@ def test_server_url_is_no_url(project):
     ('# WORK FUNCTION', 'slices = range(3)\n\n# WORK FUNCTION', '^Python ints do not arrive as numbers: use floats'),
     ('# WORK FUNCTION', 'slices = [1, 2]\n\n# WORK FUNCTION', '^Python ints do not arrive as numbers: use floats'),
     ('[data])', '[data, 5])', '^Python ints do not arrive as numbers: use floats'),
-    ('# WORK FUNCTION', 'slices = list(zip([1.0], [2.0]))\n\n# WORK FUNCTION', '^Python tuples do not arrive as lists'),
+    ('# WORK FUNCTION', 'slices = [[{"a": (1.0, 2.0)}]]\n\n# WORK FUNCTION', '^Python tuples do not arrive as lists'),
+    ('[data])', '[data, (1.0, 2.0)])', '^Python tuples do not arrive as lists'),
 ])
 def test_setting_that_would_go_wrong_without_a_word(project, right, wrong, line):
     project.edit('remote-job.py', right, wrong)
