@@ -86,7 +86,8 @@ def test_setting_that_would_go_wrong_without_a_word(project, right, wrong, line)
     assert_ends_with(project.run_job(), line)
 
 
-@pytest.mark.parametrize('keys', [{'server.py': 'right'}, {'server.py': 'a&b', 'remote-job.py': 'a&b'}])
+@pytest.mark.parametrize('keys', [{'server.py': 'right'}, {'remote-job.py': 'right'},
+                                  {'server.py': 'a&b', 'remote-job.py': 'a&b'}])
 def test_wrong_access_key(project, keys):
     for script, key in keys.items():
         project.edit(script, "access_key = ''", f'access_key = {key!r}')

@@ -74,6 +74,12 @@ def test_tutorial_uses_a_server_that_runs(served):
     assert sum('Result received' in line for line in served.server.errors) == 10
 
 
+def test_tutorial_says_that_server_url_was_not_changed_with_the_port(project):
+    project.edit('server.py', f'port = {project.port}', 'port = 0')    # any one that is free
+    job = project.run('-m', 'tests.mock_dcp')
+    assert job.status == 1 and f'server.py does not answer at {project.url}: set server_url' in job.output
+
+
 def test_ci_runs_the_commands_of_the_readme():
     ci = (PROJECT / '.ci' / 'run').read_text()
     for pattern in ('-m pytest$', '^python3 .* -m tests.mock_dcp$'):

@@ -127,11 +127,13 @@ def play_tutorial(options):
         server = None if health(url) else subprocess.Popen(command, text=True, **pipes)
         try:
             if server:
-                print(*(server.stdout.readline() for _ in range(4)), sep='', end='', flush=True)
-            if server and not health(url):
-                log.seek(0)
-                reason = f'server.py does not answer at {url}: set server_url in remote-job.py'
-                sys.exit(log.read().strip() or reason)
+                banner = [server.stdout.readline() for _ in range(4)]
+                print(*banner, sep='', end='', flush=True)
+                if '' in banner:    # it has ended
+                    log.seek(0)
+                    sys.exit(log.read().strip())
+                if not health(url):
+                    sys.exit(f'server.py does not answer at {url}: set server_url in remote-job.py')
             run_job(options)
             results = sorted((PROJECT / 'results').glob('*.txt'), key=lambda path: path.stat().st_mtime)
             if results:    # a server that ran before may keep them elsewhere
