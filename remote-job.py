@@ -48,7 +48,7 @@ work_function = r'''(slice, data) => {    // above, data is a URL; in here, it i
   // SAMPLES: an object for each row. A class's first sample gets fold 0, its second fold 1, and so on.
   const samples = rows.map((row, i) => ({
     label: classes.indexOf(row[0]),    // 0 or 1, its class. -1: neither
-    fold: rows.slice(0, i).filter((earlier) => earlier[0] === row[0]).length % folds,    // in turns
+    fold: rows.slice(0, i).filter((earlier) => earlier[0] === row[0]).length % folds,    // in turn
     values: columns.map((column) => Number(row[column] || NaN)),    // log2. An empty cell must not become 0
     scores: {},    // one per classifier, from CROSS-VALIDATION
   }));
@@ -85,7 +85,7 @@ work_function = r'''(slice, data) => {    // above, data is a URL; in here, it i
   // RESULT: accuracy: share scored on the right side of 0.5. AUC: share of pairs where class 1 scores higher.
   const result = { probesets: columns.map((column) => header[column]).join(', ') };
   for (const name of Object.keys(samples[0].scores)) {    // of each classifier, and of the ensemble
-    const [scores0, scores1] = [class0, class1].map((list) => list.map((sample) => sample.scores[name]));
+    const [scores0, scores1] = [class0, class1].map((group) => group.map((sample) => sample.scores[name]));
     const correct = [...scores0.map((s0) => s0 < 0.5), ...scores1.map((s1) => s1 >= 0.5)];    // true is 1
     const inOrder = scores1.flatMap((s1) => scores0.map((s0) => (1 + Math.sign(s1 - s0)) / 2));    // tie: 0.5
     result[`${name}_accuracy`] = Number(mean(correct).toFixed(3));
@@ -94,7 +94,7 @@ work_function = r'''(slice, data) => {    // above, data is a URL; in here, it i
   return result;    // a line of the results file; its last column is the score on the results page
 }'''
 
-# JOB: workers post each result to the address given to setResultStorage, as a form with its two fields.
+# JOB: workers post each result, as a form, to setResultStorage's address, with its dict as two more fields.
 job = dcp.compute_for(slices, work_function, [data])
 job.computeGroups = [{'joinKey': 'demo', 'joinSecret': 'dcp'}]
 job.worktime = 'map-basic'    # what runs the work function: this for JavaScript, 'pyodide' for Python
