@@ -197,10 +197,10 @@ def check_input():
         values += slices
     if any(has_tuple(value) for value in values):
         sys.exit('Python tuples do not arrive as lists: use lists, such as [1.0, 2.0].')
-    # In place of an int, dcp.compute_for() has put a dict with this key, and a worker would get that.
+    # For what it can't send, dcp.compute_for() has put a dict with this key, and a worker would get that.
     has_ints = any(isinstance(value, dict) and '__pythonmonkey_guard' in value for value in values)
     if has_ints or isinstance(slices, range):
-        sys.exit('Python ints do not arrive as numbers: use floats as slices and arguments, such as 1.0.')
+        sys.exit('Python ints (and NumPy arrays) do not arrive as such: use floats, such as 1.0, and lists.')
 
 
 def check_work_function():
@@ -213,10 +213,10 @@ def check_work_function():
 
 
 def line_of_file(line):
-    """Return which line of this file a line of the work function is."""
+    """Return which line of this file a line of the work function is (if its text is in this file)."""
     with open(__file__, encoding='utf-8') as this_file:
-        text_above = this_file.read().partition(work_function)[0]
-    return text_above.count('\n') + int(line)
+        text_above, found, _ = this_file.read().partition(work_function)
+    return int(line) + (text_above.count('\n') if found else 0)
 
 
 def ask_server():

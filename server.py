@@ -65,8 +65,8 @@ def receive_result():
 
     The form has `element`, the slice number; `content`, what the work function returned, as JSON; and `job`
     and `key`, which remote-job.py gave to setResultStorage. If the work function threw, `content` is an
-    object with errorCode, message and stack. If the answer gets lost, DCP repeats the slice: it then gets
-    the same answer, and is not stored again.
+    object with errorCode, message and stack. If the answer gets lost, DCP repeats the slice: that is
+    answered, but not stored again.
     """
     if not re.fullmatch('[1-9][0-9]{0,15}', request.form.get('element', '')):
         abort(400, 'element is not a slice number')

@@ -75,9 +75,10 @@ def test_server_url_is_no_url(project):
 
 @pytest.mark.parametrize('right, wrong, line', [
     ('n_signatures = 10', 'n_signatures = 0', '^There are no slices'),
-    ('# WORK FUNCTION', 'slices = range(3)\n\n# WORK FUNCTION', '^Python ints do not arrive as numbers: use floats'),
-    ('# WORK FUNCTION', 'slices = [1, 2]\n\n# WORK FUNCTION', '^Python ints do not arrive as numbers: use floats'),
-    ('[data])', '[data, 5])', '^Python ints do not arrive as numbers: use floats'),
+    ('# WORK FUNCTION', 'slices = range(3)\n\n# WORK FUNCTION', '^Python ints .* do not arrive as such: use floats'),
+    ('# WORK FUNCTION', 'slices = [1, 2]\n\n# WORK FUNCTION', '^Python ints .* do not arrive as such: use floats'),
+    ("# WORK FUNCTION", "import numpy\nslices = list(numpy.ones((2, 3)))\n\n# WORK FUNCTION", "^Python ints .and NumPy arrays"),
+    ('[data])', '[data, 5])', '^Python ints .* do not arrive as such: use floats'),
     ('# WORK FUNCTION', 'slices = [[{"a": (1.0, 2.0)}]]\n\n# WORK FUNCTION', '^Python tuples do not arrive as lists'),
     ('[data])', '[data, (1.0, 2.0)])', '^Python tuples do not arrive as lists'),
 ])
@@ -106,6 +107,12 @@ def test_work_function_does_not_compile(project, slip, wrong, line):
     job = project.run_job()
     assert_ends_with(job, f'^The work function does not compile, see line {number}: ')
     assert not job.lines
+
+
+def test_work_function_in_a_file_of_its_own_does_not_compile(project):
+    (project.folder / 'input' / 'work.js').write_text('(slice, data) => {\n  progress(;\n}')
+    project.edit('remote-job.py', '# JOB', "work_function = open('input/work.js').read()\n\n# JOB")
+    assert_ends_with(project.run_job(), '^The work function does not compile, see line 2: ')
 
 
 # While DCP takes the job
