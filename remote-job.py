@@ -87,7 +87,7 @@ work_function = r'''(slice, data) => {    // above, data is a URL; in here, it i
   for (const name of Object.keys(samples[0].scores)) {    // of each classifier, and of the ensemble
     const [scores0, scores1] = [class0, class1].map((group) => group.map((sample) => sample.scores[name]));
     const correct = [...scores0.map((s0) => s0 < 0.5), ...scores1.map((s1) => s1 >= 0.5)];    // true is 1
-    const inOrder = scores1.flatMap((s1) => scores0.map((s0) => (1 + Math.sign(s1 - s0)) / 2));    // tie: 0.5
+    const inOrder = scores1.flatMap((s1) => scores0.map((s0) => (s1 > s0 ? 1 : s1 === s0 ? 0.5 : 0)));
     result[`${name}_accuracy`] = Number(mean(correct).toFixed(3));
     result[`${name}_auc`] = Number(mean(inOrder).toFixed(3));
   }
