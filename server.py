@@ -79,10 +79,12 @@ def receive_result():
 
 
 def as_row(result):
-    """Return a result as {column: cell}. What is no object, with names of its own, goes into `result`."""
-    has_columns = isinstance(result, dict) and result and 'job' not in result and 'slice' not in result
-    columns = result if has_columns else {'result': result}
-    return {as_cell(name): as_cell(value) for name, value in columns.items()}
+    """Return a result as {column: cell}. What is no object, or an empty one, goes into the column `result`."""
+    row = result if isinstance(result, dict) and result else {'result': result}
+    if 'job' in row or 'slice' in row:
+        app.logger.warning('the columns job and slice are stored as job_ and slice_: the file has its own')
+    new_names = {'job': 'job_', 'slice': 'slice_'}
+    return {as_cell(new_names.get(name, name)): as_cell(value) for name, value in row.items()}
 
 
 def as_cell(value):
@@ -97,10 +99,7 @@ lock = threading.Lock()    # one result after the other: each request has a thre
 
 
 def store(job, slice_number, row):
-    """Append a result to its job's results file, as a line, and return once it is on the disk.
-
-    If the file is not as it was left (somebody edited it, a full disk cut a line in half), begin a new one.
-    """
+    """Append a result to its job's results file, as a line, and return once it is on the disk."""
     with lock:
         if job not in stored:
             stored[job] = stored_slices(job)
@@ -108,7 +107,7 @@ def store(job, slice_number, row):
             return
         columns = tuple(row)
         path, size = files.get((job, columns)) or (new_path(), 0)
-        if size != (path.stat().st_size if path.exists() else 0):
+        if size != (path.stat().st_size if path.exists() else 0):    # somebody edited it, a full disk cut it
             app.logger.warning('%s has changed: results go on in a new file', path.name)
             path, size = new_path(), 0
         files[job, columns] = path, size    # also if the disk fails now
