@@ -101,20 +101,19 @@ lock = threading.Lock()    # one result after the other: each request has a thre
 def store(job, slice_number, row):
     """Append a result to its job's results file, as a line, and return once it is on the disk."""
     with lock:
-        if job not in stored:
-            stored[job] = stored_slices(job)
-        if slice_number in stored[job]:
-            return
-        columns = tuple(row)
-        path, size = files.get((job, columns)) or (new_path(), 0)
-        if size != (path.stat().st_size if path.exists() else 0):    # somebody edited it, a full disk cut it
-            app.logger.warning('%s has changed: results go on in a new file', path.name)
-            path, size = new_path(), 0
-        files[job, columns] = path, size    # also if the disk fails now
-        header = [('job', 'slice', *columns)] if size == 0 else []
-        append(path, [*header, (job, slice_number, *row.values())])
-        files[job, columns] = path, path.stat().st_size
-        stored[job].add(slice_number)
+        slices = stored.pop(job, None) or stored_slices(job)    # popped: if the disk fails, look again next time
+        if slice_number not in slices:
+            columns = tuple(row)
+            path, size = files.get((job, columns)) or (new_path(), 0)
+            if size != (path.stat().st_size if path.exists() else 0):    # edited, or cut by a full disk
+                app.logger.warning('%s has changed: results go on in a new file', path.name)
+                path, size = new_path(), 0
+            files[job, columns] = path, size
+            header = [('job', 'slice', *columns)] if size == 0 else []
+            append(path, [*header, (job, slice_number, *row.values())])
+            files[job, columns] = path, path.stat().st_size
+            slices.add(slice_number)
+        stored[job] = slices
 
 
 def append(path, rows):
@@ -135,11 +134,11 @@ def new_path():
 
 
 def stored_slices(job):
-    """Return the slices of a job that earlier runs of this server have stored. Half a line does not count."""
+    """Return the slices of a job that the results files have. Half a line at the end of one does not count."""
     slices = set()
     for name in list_results():
         with open(results_folder / name, 'r+b') as file:
-            os.fsync(file.fileno())    # a run that was killed may have left lines on their way to the disk
+            os.fsync(file.fileno())    # a server that was killed may have left lines on their way to the disk
             lines = (line for line in file if line.startswith(f'{job}\t'.encode()) and line.endswith(b'\n'))
             slices.update(line.split(b'\t')[1].decode() for line in lines)
     return slices
