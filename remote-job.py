@@ -7,8 +7,8 @@ import dcp
 import pythonmonkey as pm                       # runs JavaScript, which most of dcp is written in
 
 # KEYS
-socket.setdefaulttimeout(10)                                       # seconds to wait for DCP and server.py
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # what fails is raised, too: no tracebacks
+socket.setdefaulttimeout(10)    # seconds to wait for DCP and server.py
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # no traceback of what is raised anyway
 try:
     dcp.init()
     dcp.identity.set(dcp.wallet.get('id'))       # owns the job: ~/.dcp/id.keystore
@@ -110,6 +110,7 @@ loop = asyncio.get_event_loop()    # job.exec() and job.wait() run it
 print_once = functools.cache(print)    # prints a line, but not again: all workers make the same complaint
 
 
+@functools.cache    # once: who presses Ctrl-C, presses it twice
 def stop(problem):
     """End job.exec() or job.wait() with SystemExit. (In an event handler, sys.exit() would end only that.)"""
     loop.call_soon_threadsafe(sys.exit, problem)
@@ -123,7 +124,7 @@ def on_failure(_, context):
         if job.connected:    # it runs, and goes on
             print_once(f'  Problem: {problem}')
         else:
-            stop(f'Job not deployed: {problem.replace("compute groups", "job.computeGroups")}.')
+            stop(f'Job cannot be deployed: {problem.replace("compute groups", "job.computeGroups")}.')
 
 
 loop.set_exception_handler(on_failure)
@@ -138,16 +139,9 @@ pm.eval('''WebAssembly.instantiate = async (bytes, imports) => ({
 
 # EVENTS
 answered = set()    # slice numbers
-
-
-@job.on('readystatechange')
-def on_state(state):
-    print('State:', state)
-
-
-@job.on('accepted')
-def on_accepted(_):
-    print(f'  Job ID: {job.id}\n  Job accepted, awaiting results...')
+job.on('readystatechange', lambda state: print('State:', state))
+job.on('accepted', lambda _: print(f'  Job ID: {job.id}\n  Job accepted, awaiting results...'))
+job.on('cancel', lambda event: stop(f'DCP has cancelled the job: {event.reason}.'))
 
 
 @job.on('result')
@@ -160,18 +154,13 @@ def on_result(event):
 
 @job.on('error')
 def on_error(error):
-    hint = f' Start it with --allow-origin {data["origin"]}' if error.code == 'EPERM_ORIGIN' else ''
+    hint = f' Start it with --allow-origin {data.origin}' if error.code == 'EPERM_ORIGIN' else ''
     print_once(f'  A worker: {error.message}{hint}')
 
 
 @job.on('nofunds')
 def on_no_funds(event):
     print_once(f'  No funds: the job waits until the account has {event.fundsRequired} more compute credits.')
-
-
-@job.on('cancel')
-def on_cancel(event):
-    stop(f'DCP has cancelled the job: {event.reason}.')
 
 
 def remind(n_before):
@@ -182,29 +171,31 @@ def remind(n_before):
 
 
 # RUN
-first_line = open(__file__, encoding='utf-8').read().partition(work_function)[0].count('\n') + 1
-try:
-    pm.eval(f'({work_function})', {'filename': __file__, 'lineno': first_line})    # only checks its syntax
-except pm.SpiderMonkeyError as error:
-    sys.exit(f'Work function: {error}')
 if not slices:
     sys.exit('There are no slices.')
+with open(__file__, encoding='utf-8') as this_file:
+    first_line = this_file.read().partition(work_function)[0].count('\n') + 1
+try:
+    pm.eval(f'({work_function})', {'filename': __file__, 'lineno': first_line})    # checks its syntax
+except pm.SpiderMonkeyError as error:
+    sys.exit(f'Work function: {error}')
 loop.call_later(30, remind, 0)
 try:
     job.exec()                 # returns when DCP has the job; exec(0.1) offers 0.1 compute credits per slice
     answers = job.wait()       # returns when all slices are done: what your server answered for each
-except SystemExit as end:      # from stop()
+except SystemExit as end:      # from stop(). A job can be cancelled once DCP has answered with its address.
     loop.call_later(10, sys.exit, f'{end} DCP does not answer: job {job.id} may still run.')
     while end.code == 'Stopped.' and job.readyState == 'deploying' and not job.address:
-        loop.run_until_complete(asyncio.sleep(0.1))    # DCP is taking the job: so far it can't be cancelled
-    if job.address and not job.receivedStop:
-        try:
-            job.cancel(end.code)
-        except pm.SpiderMonkeyError as error:
-            sys.exit(f'{end} DCP on cancelling job {job.id}: {error.jsError["message"]}')
-        sys.exit(f'{end} The job is cancelled.')
-    raise
-missing = [number for number, answer in enumerate(answers, 1) if answer != 'Result received']
-if missing or len(answers) < len(slices):
+        loop.run_until_complete(asyncio.sleep(0.1))
+    if not job.address or job.receivedStop:    # DCP does not have it, or has cancelled it
+        raise
+    try:
+        job.cancel(end.code)
+    except pm.SpiderMonkeyError as error:
+        sys.exit(f'{end} DCP on cancelling job {job.id}: {error.jsError["message"]}')
+    sys.exit(f'{end} The job is cancelled.')
+stored = {number for number, answer in enumerate(answers, 1) if answer == 'Result received'}
+missing = [number for number in range(1, len(slices) + 1) if number not in stored]
+if missing:
     sys.exit(f'{len(missing)} of {len(slices)} slices have no result: {missing[:20]}')
 print('Done.')

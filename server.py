@@ -79,7 +79,7 @@ def receive_result():
 
 
 def as_row(result):
-    """Return a result as {column: cell}. What is no object, or an empty one, goes into the column `result`."""
+    """Return a result as {column: cell}. What is no object, or an empty one, goes into a column `result`."""
     row = result if isinstance(result, dict) and result else {'result': result}
     if 'job' in row or 'slice' in row:
         app.logger.warning('the columns job and slice are stored as job_ and slice_: the file has its own')
@@ -93,7 +93,7 @@ def as_cell(value):
     return value if is_plain else json.dumps(value)
 
 
-files = {}     # (job, columns): the file that the next such result goes to, and the size it was left with
+files = {}     # (job, columns): the file that the next such result goes to, and its size after the last one
 stored = {}    # job: its slices that have a result, as DCP may compute a slice twice
 lock = threading.Lock()    # one result after the other: each request has a thread of its own
 
@@ -101,7 +101,7 @@ lock = threading.Lock()    # one result after the other: each request has a thre
 def store(job, slice_number, row):
     """Append a result to its job's results file, as a line, and return once it is on the disk."""
     with lock:
-        slices = stored.pop(job, None) or stored_slices(job)    # popped: if the disk fails, look again next time
+        slices = stored.pop(job, None) or stored_slices(job)    # popped: after a failure, look again
         if slice_number not in slices:
             columns = tuple(row)
             path, size = files.get((job, columns)) or (new_path(), 0)
@@ -134,7 +134,7 @@ def new_path():
 
 
 def stored_slices(job):
-    """Return the slices of a job that the results files have. Half a line at the end of one does not count."""
+    """Return the slices of a job that the results files have. Half a line at the end does not count."""
     slices = set()
     for name in list_results():
         with open(results_folder / name, 'r+b') as file:
@@ -164,19 +164,19 @@ def send_page():
 
 
 # WHO MAY COME IN
-if access_key:    # then all of this is found below that address, too
+if access_key:    # then /key/x is taken for /x
     app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {f'/{access_key}': app.wsgi_app})
 
 
 @app.before_request
 def refuse_strangers():
     """Refuse whoever lacks the access key, and web pages that are not on the list."""
-    if access_key and not request.root_path.endswith(f'/{access_key}'):
+    if access_key and not request.root_path.endswith(f'/{access_key}'):    # what was before request.path
         abort(404, 'the address does not begin with the access key')
     if request.headers.get('Origin') not in (None, *browser_origins):    # only browsers send it
         abort(403, 'this web page may not use this server: see browser_origins in server.py')
     if request.method == 'POST' and request.content_length is None:
-        abort(411)    # it would be cut at max_result_size
+        abort(411)    # a longer one would be cut at max_result_size, and not refused
 
 
 @app.after_request
@@ -208,7 +208,8 @@ if __name__ == '__main__':
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect_ex(('192.0.2.1', 9))    # sends nothing, but chooses the network interface
         address = probe.getsockname()[0].replace('0.0.0.0', '127.0.0.1')    # 0.0.0.0: there is no network
-    url = f'{"https" if certificate else "http"}://{address}:{port}{access_key and "/" + access_key}'
+    key_path = f'/{access_key}' if access_key else ''
+    url = f'{"https" if certificate else "http"}://{address}:{port}{key_path}'
     print(f' * Serving data on: {url}')
     print(f' * DCP results endpoint: {url}/dcp-results', flush=True)
     app.logger.info('That address is a guess: if workers cannot reach it, try another one of this machine.')
