@@ -27,7 +27,8 @@ max_result_size = 1_000_000               # bytes of the form that is posted
 app = Flask('server', static_folder=None)
 app.config.update(MAX_CONTENT_LENGTH=max_result_size, MAX_FORM_MEMORY_SIZE=max_result_size)
 logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
-logging.getLogger('werkzeug').setLevel(logging.ERROR)    # its line per request would show the access key
+logging.getLogger('werkzeug').setLevel(logging.CRITICAL)    # its own lines would show the access key
+BaseWSGIServer.handle_error = lambda *_: app.logger.warning('a malformed request')    # not a traceback
 
 
 # DATA
@@ -118,6 +119,7 @@ def store(job, slice_number, row):
 
 def append(path, rows):
     """Append rows of cells to a tab-separated file, down to the disk."""
+    results_folder.mkdir(exist_ok=True)
     with open(path, 'a', newline='', encoding='utf-8') as file:
         csv.writer(file, delimiter='\t', lineterminator='\n').writerows(rows)
         file.flush()
@@ -126,7 +128,6 @@ def append(path, rows):
 
 def new_path():
     """Return the path of a new results file, named after this second or the next one that is free."""
-    results_folder.mkdir(exist_ok=True)
     when = datetime.now()
     while (path := results_folder / f'{results_name}_{when:%d%m%y_%H%M%S}.txt').exists():
         when += timedelta(seconds=1)
@@ -136,8 +137,8 @@ def new_path():
 def stored_slices(job):
     """Return the slices of a job that the results files have. Half a line at the end does not count."""
     slices = set()
-    for name in list_results():
-        with open(results_folder / name, 'r+b') as file:
+    for path in map(results_folder.joinpath, list_results()):
+        with open(path, 'r+b' if os.access(path, os.W_OK) else 'rb') as file:
             os.fsync(file.fileno())    # a server that was killed may have left lines on their way to the disk
             lines = (line for line in file if line.startswith(f'{job}\t'.encode()) and line.endswith(b'\n'))
             slices.update(line.split(b'\t')[1].decode() for line in lines)
@@ -194,7 +195,7 @@ def admit_browser_workers(response):
 @app.errorhandler(OSError)    # the disk's: the worker gives the slice back, and DCP has it computed again
 def refuse(error):
     """Answer in one line, and log it."""
-    app.logger.warning('%s %s %r refused: %s', request.remote_addr, request.method, request.path, error)
+    app.logger.warning('%s %r refused: %s', request.remote_addr, f'{request.method} {request.path}', error)
     if isinstance(error, OSError):
         return 'the server cannot use its files: see its log', 500, {'Content-Type': 'text/plain'}
     return error.description, error.code, {'Content-Type': 'text/plain'}
@@ -215,5 +216,5 @@ if __name__ == '__main__':
     app.logger.info('That address is a guess: if workers cannot reach it, try another one of this machine.')
     if not access_key:
         app.logger.warning('Whoever reaches it may read the data: see access_key.')
-    BaseWSGIServer.handle_error = lambda *_: app.logger.warning('a malformed request')    # not a traceback
+    socket.setdefaulttimeout(10)    # seconds for which a client may be silent: with TLS all others wait for it
     app.run('0.0.0.0', port, debug=False, ssl_context=certificate)    # prints two lines more
