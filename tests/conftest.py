@@ -1,7 +1,5 @@
-"""Fixtures: the project, the project with its server running, and the server as a module."""
+"""Fixtures: the project, the project with its server running, and its server as a module of this process."""
 import json
-import secrets
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,9 +9,9 @@ from .project import Project, ServerModule
 
 
 def pytest_report_header():
-    """Report the versions in use: npm chooses that of dcp-client when dcp is installed."""
-    client = json.loads((Path(find_spec('dcp').origin).parent / 'js/node_modules/dcp-client/package.json').read_text())
-    return f'dcp {version("dcp")}, pythonmonkey {version("pythonmonkey")}, dcp-client {client["version"]}'
+    """Report the version that is in use: npm chooses it when dcp is installed."""
+    package = Path(find_spec('dcp').origin).parent / 'js/node_modules/dcp-client/package.json'
+    return f'dcp-client {json.loads(package.read_text())["version"]}'
 
 
 @pytest.fixture
@@ -29,22 +27,8 @@ def served(project):
     return project
 
 
-@pytest.fixture(scope='session')
-def one_server(tmp_path_factory):
-    """A running server for all tests that can share one. Each has a job of its own there."""
-    project = Project(tmp_path_factory.mktemp('server') / 'project')
-    project.server = project.serve()
-    yield project
-    project.stop()
-    assert 'Traceback' not in project.server.output
-
-
 @pytest.fixture
 def server(tmp_path):
-    return ServerModule(tmp_path)
-
-
-@pytest.fixture
-def job():
-    """The id of a new job."""
-    return secrets.token_hex(11)
+    server = ServerModule(tmp_path / 'project')
+    server.restart()
+    return server
