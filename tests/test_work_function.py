@@ -1,272 +1,184 @@
-"""Input set and work function: which signatures, how they are scored, what is said of data that is no use."""
-from collections import Counter
+"""Input set and work function: which signatures, their scores, what is said of a table that is no use."""
+import json
+import random
+import re
+import subprocess
+import sys
 from functools import cache
 
 import numpy as np
 import pytest
 
 from . import oracle
-from .project import PROJECT, WORK_FUNCTION, compute, input_set, table
+from .project import PROJECT
 
-PSA, PS = 'Psoriatic Arthritis', 'Psoriasis'
+JOB_SCRIPT = (PROJECT / 'remote-job.py').read_text(encoding='utf-8')
+INPUT_SET = re.search('^# INPUT SET.*?(?=^# WORK FUNCTION)', JOB_SCRIPT, re.MULTILINE | re.DOTALL)[0]
+WORK_FUNCTION = re.search("^work_function = r'''(.*?)'''", JOB_SCRIPT, re.MULTILINE | re.DOTALL)[1]
 SHIPPED = (PROJECT / 'input' / 'GSE57383_ps_psa.txt').read_text()
-
-
-def results(data, slices, **options):
-    """Return the result of each slice, none of which fails."""
-    outcomes = compute(data, slices, **options)
-    assert [outcome['error'] for outcome in outcomes if 'error' in outcome] == []
-    return [outcome['result'] for outcome in outcomes]
-
-
-def signatures(data, slices):
-    """Return the names of the probesets of each slice."""
-    return [result['probesets'].split(', ') for result in results(data, slices)]
-
-
-# ---- the input set ----
-
-@pytest.mark.parametrize('n_signatures, min_length, max_length', [(1000, 3, 20), (3, 4, 4), (1, 1, 9)])
-def test_slices_are_random_numbers_as_many_as_the_settings_say(n_signatures, min_length, max_length):
-    slices = input_set(n_signatures, min_length, max_length)
-    assert len(slices) == n_signatures
-    lengths = {len(numbers) for numbers in slices}
-    assert lengths <= set(range(min_length, max_length + 1))
-    assert lengths >= {min_length, max_length} or n_signatures == 1
-    assert all(isinstance(number, float) and 0 <= number < 1 for numbers in slices for number in numbers)
-
-
-def test_seed_decides_which_slices_these_are():
-    assert input_set(seed=1) == input_set(seed=1) != input_set(seed=2)
-
-
-# ---- signatures ----
-
-def test_every_probeset_is_equally_likely():
-    found = signatures(table(20, 5), [[place] for place in np.arange(0.005, 1, 0.01)])
-    assert Counter(map(tuple, found)) == {(f'simulated_{i:04d}',): 20 for i in range(1, 6)}
-
-
-def test_places_are_kept_in_order_and_the_table_ends_just_below_1():
-    assert signatures(table(20, 6), [[1 - 2 ** -53, 0, 0.5]]) == [
-        ['simulated_0006', 'simulated_0001', 'simulated_0004']]
-
-
-def test_probeset_that_is_hit_twice_is_in_the_signature_once():
-    assert signatures(table(20, 6), [[0.5, 0, 0.51]]) == [['simulated_0004', 'simulated_0001']]
-
-
-# ---- scores ----
-
-def constant_probeset(phenotypes, matrix):
-    matrix[:, 2] = 7.31    # whose mean is another double
-
-
-def raw_intensities(phenotypes, matrix):
-    matrix[:] = 2 ** matrix    # so far from each other that most scores are 0 or 1
-
-
-def constant_but_for_one_sample(phenotypes, matrix):
-    matrix[:, 2] = 7.31
-    matrix[11, 2] = 8
-
-
-def two_identical_probesets(phenotypes, matrix):
-    matrix[:, 4] = matrix[:, 1]
-
-
-def every_sample_twice(phenotypes, matrix):
-    matrix[1::2] = matrix[::2]    # equally near, often of the other class
-
-
-def one_sample_far_off(phenotypes, matrix):
-    matrix[3] += 1e6
-
-
-def six_times_as_much_arthritis(phenotypes, matrix):
-    phenotypes[:] = [PS, *[PSA] * 6] * 10
-
-
-def two_of_one_class(phenotypes, matrix):
-    phenotypes[:] = [PS] * 2 + [PSA] * 18    # most folds have only the other class
-
-
-def as_many_of_each_class(phenotypes, matrix):
-    phenotypes[:] = [PS, PSA] * 20    # of 400 pairs: areas like 0.0175, halfway between two printed numbers
-
-
-# Where both classes fit equally well, rounding errors may decide. That happens to signatures of one probeset if
-# it is constant, or has as few decimals as the shipped file. So these are tried on other data, of six decimals.
-DATA = {
-    'the shipped file': (SHIPPED, input_set(30)),
-    'noise': (table(60, 200), input_set(30, 1, 9)),
-    'planted signal': (table(60, 200, 200), input_set(20, 5, 25)),
-    'short signatures': (table(60, 200, 20), input_set(30, 1, 3)),
-    '20 samples': (table(20), input_set(20, 1, 6)),
-    **{change.__name__: (table(samples, probesets, 2, change), input_set(20, shortest, 6))
-       for change, samples, probesets, shortest in (
-           (constant_probeset, 40, 6, 2), (raw_intensities, 40, 6, 1),
-           (constant_but_for_one_sample, 40, 6, 2), (two_identical_probesets, 40, 6, 1),
-           (every_sample_twice, 40, 40, 1), (one_sample_far_off, 40, 40, 1),
-           (six_times_as_much_arthritis, 70, 40, 1), (two_of_one_class, 20, 40, 1),
-           (as_many_of_each_class, 40, 40, 1))},
+PS, PSA = CLASSES = ['Psoriasis', 'Psoriatic Arthritis']
+DRIVER = '''(task) => {
+  const { source, tables, calls } = eval(`(${task})`);
+  return JSON.stringify(calls.map(([table, signature, ...settings]) => {
+    let reports = 0;
+    globalThis.progress = () => { reports += 1; };
+    try {
+      return { result: eval(source)(signature, tables[table], ...settings), reports };
+    } catch (error) {
+      return { error: error.message };
+    }
+  }));
+}'''
+ENGINES = {
+    'V8': ['node', '-e', f"console.log(({DRIVER})(require('fs').readFileSync(0, 'utf8')))"],
+    'SpiderMonkey': [sys.executable, '-c', 'import sys, pythonmonkey\n'
+                                           f'print(pythonmonkey.eval({DRIVER!r})(sys.stdin.read()))'],
 }
 
 
+def compute(calls, source=WORK_FUNCTION, engine='V8'):
+    """Compute calls (data, signature, classes, folds) in one sandbox: {result, reports} or {error} each."""
+    tables = list({data: None for data, *_ in calls})
+    calls = [[tables.index(data), *arguments] for data, *arguments in calls]
+    task = json.dumps({'source': source, 'tables': tables, 'calls': calls})
+    return json.loads(subprocess.check_output(ENGINES[engine], input=task, text=True, timeout=100))
+
+
+def test_signatures_are_as_many_and_as_long_as_the_settings_say():
+    settings = {'n_signatures': 3000, 'min_length': 3, 'max_length': 12, 'columns': range(1, 5001)}
+    exec(INPUT_SET, variables := {'random': random, **settings})
+    slices = variables['slices']
+    assert len(slices) == 3000 and {len(signature) for signature in slices} == set(range(3, 13))
+    assert all(len(set(signature)) == len(signature) for signature in slices)
+    columns = np.concatenate(slices)
+    assert (columns.min(), columns.max()) == (1, 5000) and abs(columns.mean() - 2500) < 50
+
+
+def simulated(samples=40, probesets=30, share=0.5, change=lambda x: x, classes=CLASSES):
+    """Return a table of noise. A share of the samples, the first rows of x, is of the first class."""
+    rng = np.random.RandomState(samples)
+    x = change(rng.normal(7, 1, (samples, probesets)))
+    labels = [classes[i >= max(2, samples * share)] for i in range(samples)]
+    rows = [[labels[i], *(f'{value:.6f}' for value in x[i])] for i in rng.permutation(samples)]
+    header = ['phenotype', *(f'probeset{i}_at' for i in range(1, probesets + 1))]
+    return ''.join('\t'.join(row) + '\n' for row in [header, *rows])
+
+
+row = np.arange(40)[:, None]
+DATA = {    # table, classes, folds
+    'shipped file': (SHIPPED, CLASSES, 10),
+    '400 pairs': (simulated(), CLASSES, 10),    # areas like 0.0175, halfway between two printed numbers
+    'signal': (simulated(change=lambda x: x + (row >= 20) / 2), CLASSES, 10),
+    'reversed classes': (simulated(change=lambda x: x + (row >= 20) / 2), CLASSES[::-1], 10),
+    'other labels': (simulated(classes=['0', '1']), ['0', '1'], 10),
+    'two folds': (simulated(share=0.4), CLASSES, 2),
+    'leave one out': (simulated(), CLASSES, 1000),
+    'one class six times as large': (simulated(70, share=1 / 7), CLASSES, 10),
+    'two of one class': (simulated(20, share=0), CLASSES, 10),    # most folds have none of it
+    'raw intensities': (simulated(change=lambda x: 2 ** x), CLASSES, 10),    # most scores are near 0 or 1
+    'ties': (simulated(change=lambda x: np.tile(x[:20], (2, 1))), CLASSES, 10),    # each is in both classes
+    'one far off': (simulated(change=lambda x: x + 1e6 * (row == 3)), CLASSES, 10),
+    'constant': (simulated(change=lambda x: np.hstack([x[:, :2], 0 * x[:, 2:] + 7.31])), CLASSES, 10),
+}
+
+
+def calls_of(name, n=5, seed=1):
+    """Return calls with n random signatures, of 5 to 9 probesets for the shipped file, else also of fewer.
+
+    (Where both classes fit equally well, rounding errors decide: so it is with one probeset of two decimals.)
+    """
+    rng = np.random.RandomState(seed)
+    data, *settings = DATA[name]
+    width = data.partition('\n')[0].count('\t')
+    lengths = rng.randint(5 if data == SHIPPED else 1, 10, n)
+    return [(data, (rng.permutation(width)[:length] + 1).tolist(), *settings) for length in lengths]
+
+
 @cache
-def results_of(name, engine='V8'):
-    return results(*DATA[name], engine=engine)
+def outcomes(engine):
+    """Compute all of it in one sandbox, in which nothing of one table may be left when the next one comes."""
+    calls = {name: calls_of(name) for name in DATA}
+    computed = iter(compute(sum(calls.values(), []), engine=engine))
+    return {name: [(call, next(computed)) for call in calls[name]] for name in DATA}
 
 
+@pytest.mark.parametrize('engine', ENGINES)
 @pytest.mark.parametrize('name', DATA)
-def test_every_printed_digit_is_what_another_implementation_gets(name):
+def test_every_printed_digit_is_what_another_implementation_gets(name, engine):
     """The oracle learns from the other folds alone, so that a leak would show here."""
-    data, slices = DATA[name]
-    whole_table = oracle.read(data)
-    for numbers, result in zip(slices, results_of(name)):
-        assert result == oracle.score(whole_table, numbers), f'slice: {numbers}'
-
-
-def test_results_are_the_same_in_another_engine():
-    """Browsers' workers may be Firefox (SpiderMonkey) or Chrome, which has the engine of Node.js (V8)."""
-    assert results_of('the shipped file', 'SpiderMonkey') == results_of('the shipped file', 'V8')
-
-
-@pytest.mark.parametrize('name, lowest, highest', [('noise', 0.4, 0.6), ('planted signal', 0.85, 1)])
-def test_signal_is_found_where_there_is_one_and_only_there(name, lowest, highest):
-    _, *scores = zip(*(result.values() for result in results_of(name)))    # without the probesets
-    assert all(lowest < np.mean(values) < highest for values in scores)
+    for call, outcome in outcomes(engine)[name]:
+        assert outcome.get('result') == oracle.score(*call), (outcome, call[1:])
 
 
 def test_progress_is_reported_for_each_sample():
     """DCP takes a slice back if nothing is heard of it for 30 s."""
-    (outcome,) = compute(table(), input_set(1))
-    assert len(outcome['progress']) == 60
+    assert [outcome['reports'] for _, outcome in outcomes('V8')['shipped file']] == [60] * 5
 
 
-# ---- the table ----
-
-def test_table_is_parsed_once_in_a_sandbox():
-    data, slices = table(20), input_set(5)
-    in_new_sandboxes = [results(data, [numbers])[0] for numbers in slices]
-    assert results(data, slices, later_data='nobody reads this') == results(data, slices) == in_new_sandboxes
+TABLE = simulated(24, 3)
+CELL = TABLE.splitlines()[7].split('\t')[2]    # of line 8
 
 
-@pytest.mark.parametrize('change', [
-    lambda data: data.replace('\n', '\r\n'),
-    lambda data: data.removesuffix('\n'),
-    lambda data: data + '\n\r\n',
-], ids=['CRLF', 'no final newline', 'empty last lines'])
-def test_line_ends_make_no_difference(change):
-    data, slices = table(20, 6), input_set(5, 6, 6)
-    assert change(data) != data and results(change(data), slices) == results(data, slices)
+@pytest.mark.parametrize('old, new', [
+    ('\n', '\r\n'), (r'\n\Z', ''), (r'\Z', '\n\r\n \n'), (r'\A', '\ufeff'), (CELL, 'NA'),
+], ids=['CR LF', 'no line end at the end', 'blank lines at the end', 'byte order mark', 'NA, not asked for'])
+def test_table_as_other_programs_write_it_gives_the_same(old, new):
+    variant = re.sub(old, new, TABLE)
+    plain, same = compute([(data, [1, 3], CLASSES, 10) for data in (TABLE, variant)])
+    assert variant != TABLE and 'result' in plain and plain == same
 
 
-@pytest.fixture
-def cells():
-    """20 samples of three probesets, as cells to break."""
-    return [line.split('\t') for line in table(20, 3).splitlines()]
-
-
-ALL_THREE = [0, 0.4, 0.8]
-
-
-def error(data, slices=[ALL_THREE], source=WORK_FUNCTION):
-    """Return the message of the Error that the work function throws, which the scheduler gets to see."""
-    if isinstance(data, list):
-        data = '\n'.join('\t'.join(row) for row in data)
-    (outcome,) = compute(data, slices, source=source)
-    assert outcome.get('isError'), outcome
-    values = {cell for row in data.splitlines()[1:] for cell in row.split('\t')[1:] if cell.strip()}
-    assert not any(value in outcome['error'] for value in values)
+def error(data=TABLE, signature=(1, 2, 3), classes=CLASSES, folds=10, source=WORK_FUNCTION):
+    """Return the message of the error thrown. It passes through DCP's scheduler, so it quotes no cell."""
+    (outcome,) = compute([(data, signature, classes, folds)], source)
+    assert 'error' in outcome, outcome
+    cells = {cell.strip() for cell in re.split(r'[\t\r\n]', data)} - set(CLASSES)
+    assert not [cell for cell in cells if len(cell) > 1 and cell in outcome['error']]
     return outcome['error']
 
 
-def test_table_that_is_whole_is_no_error(cells):
-    assert signatures('\n'.join('\t'.join(row) for row in cells), [ALL_THREE]) == [cells[0][1:]]
+@pytest.mark.parametrize('old, new, words', [
+    *[(CELL, cell, 'line 8 of the table: no number in a column of 1,2,3')
+      for cell in ('', ' ', 'NA', 'NaN', 'Inf', 'Infinity', '1e999', '7,1234', '7.1234x', '#N/A', 'TRUE')],
+    (r'\.', ',', 'line 2 of the table: no number in a column of 1,2,3'),
+    (CELL + '\t', '', 'line 8 of the table has not as many cells as the first'),
+    ('phenotype\t', '', 'line 2 of the table has not as many cells as the first'),    # R
+    ('(?m)^', '0\t', 'must begin with Psoriasis or Psoriatic Arthritis'),             # the index of pandas
+    ('(?m)^([^\t\n]+)', r'"\1"', 'must begin with Psoriasis or Psoriatic Arthritis'),    # R quotes texts
+    *[(PSA, label, 'must begin with Psoriasis or Psoriatic Arthritis')
+      for label in ('healthy', 'psoriatic arthritis', 'Psoriatic Arthritis ', '')],
+    (r'\nPsoriasis.*', '', 'too few samples'),
+    (r'\nPsoriasis.*(?=[^§]*Psoriasis)', '', 'too few samples'),    # all but one
+    (r'\n[^§]*', '\n', 'too few samples'),
+    ('\n', '\r', 'too few samples'),
+    ('[^§]+', '', 'too few samples'),
+    ('[^§]+', '<html>\n<p>Not found</p>\n', 'must begin with'),
+])
+def test_table_that_is_no_use_is_told(old, new, words):
+    broken = re.sub(old, new, TABLE)
+    assert broken != TABLE and words in error(broken)
 
-
-@pytest.mark.parametrize('column', [2, 3])    # the last one, too
-@pytest.mark.parametrize('value', ['', ' ', 'NA', '12abc', '7,1', 'Infinity', '1e999'])
-def test_cell_without_a_number_is_an_error(cells, value, column):
-    cells[7][column] = value
-    assert error(cells) == 'a value is no number'
-
-
-@pytest.mark.parametrize('row', [0, 20])    # R leaves out the first cell of the header
-def test_missing_cell_is_an_error(cells, row):
-    del cells[row][0]
-    assert error(cells) == 'lines differ in number of cells'
-
-
-def test_cell_without_a_number_does_no_harm_to_signatures_without_its_probeset(cells):
-    cells[7][2] = 'NA'
-    assert signatures('\n'.join('\t'.join(row) for row in cells), [[0, 0.9]]) == [[cells[0][1], cells[0][3]]]
-
-
-@pytest.mark.parametrize('label', ['healthy', 'psoriasis', 'Psoriatic', ''])
-def test_sample_of_another_phenotype_is_an_error_that_names_the_two(cells, label):
-    cells[20][0] = label
-    message = error(cells)
-    assert PS in message and PSA in message
-
-
-@pytest.mark.parametrize('absent', [PS, PSA])
-@pytest.mark.parametrize('spelt', ['otherwise', None])
-def test_phenotype_without_samples_is_an_error_that_names_the_two(cells, absent, spelt):
-    others = [row for row in cells if row[0] != absent]
-    renamed = [[spelt, *row[1:]] for row in cells if row[0] == absent and spelt]
-    message = error(others + renamed)
-    assert PS in message and PSA in message
-
-
-def test_phenotype_with_one_sample_is_an_error(cells):
-    first = next(row for row in cells if row[0] == PS)
-    assert error(cells[:1] + [row for row in cells if row[0] == PSA] + [first])
-
-
-def test_third_class_is_an_error(cells):
-    cells[20][0] = 'healthy'
-    edited = WORK_FUNCTION.replace(f"'{PSA}']", f"'{PSA}', 'healthy']")
-    assert edited != WORK_FUNCTION and error(cells, source=edited)
-
-
-@pytest.mark.parametrize('folds', ['1', 'undefined'])
-def test_without_folds_no_sample_is_scored_by_itself(cells, folds):
-    edited = WORK_FUNCTION.replace('const folds = 10', f'const folds = {folds}')
-    assert edited != WORK_FUNCTION and error(cells, source=edited) == 'folds must be 2 or more'
-
-
-@pytest.mark.parametrize('place', [1, -0.1])
-def test_place_outside_the_table_is_an_error(cells, place):
-    assert error(cells, [[0.5, place]]) == 'a value is no number'
-
-
-@pytest.mark.parametrize('text', ['', 'phenotype\t1\t2\t3\n', '<html>', '<html>\n<p>Not found</p>\n'])
-def test_text_that_is_no_table_is_an_error(text):
-    assert error(text)
-
-
-# ---- another classifier ----
 
 def with_classifier(code):
     """Return the work function with a fourth classifier, added as a reader would."""
-    edited = WORK_FUNCTION.replace('    centroid: ', f'    {code},\n    centroid: ')
-    assert edited != WORK_FUNCTION
-    return edited
+    return WORK_FUNCTION.replace('    centroid: ', f'    {code},\n    centroid: ')
+
+
+@pytest.mark.parametrize('slip, words', [
+    *[({'folds': folds}, 'too few samples, or folds') for folds in (0, 1, -2, None, float('nan'), 'ten')],
+    *[({'signature': signature}, '') for signature in ([], [0, 1], [1, 4], [1.5], ['probeset1_at'])],
+    *[({'classes': classes}, '') for classes in ([PS], ['healthy', PS, PSA], [PS, PS])],
+    *[({'source': with_classifier(f'newest: () => {body}')}, 'newest gave no number > 0')
+      for body in ('{ 1; }', 'NaN', 'Infinity', "'near'", 'null', '-1', '0')],
+    ({'source': with_classifier('ensemble: () => 1')}, 'ensemble is the name'),
+])
+def test_change_that_is_no_use_is_told(slip, words):
+    assert words in error(**slip)
 
 
 def test_fourth_classifier_is_scored_and_takes_part_in_the_ensemble(monkeypatch):
-    source = with_classifier('farthest: (values, known) => Math.min(...known.map((far) => similarity(values, far)))')
-    monkeypatch.setattr(oracle, 'CLASSIFIERS', {
-        'farthest': lambda rows, known: oracle.similarity(rows, known).min(axis=1), **oracle.CLASSIFIERS})
-    data, slices = table(), input_set()
-    expected = [oracle.score(oracle.read(data), numbers) for numbers in slices]
-    assert results(data, slices, source=source) == expected
-    assert list(expected[0])[:3] == ['probesets', 'farthest_accuracy', 'farthest_auc']
-
-
-@pytest.mark.parametrize('body', ['{ mean(values); }', 'NaN', "'near'", 'values.missing', '-1', '1 / 0'])
-def test_classifier_that_returns_no_number_above_0_is_named(body):
-    source = with_classifier(f'newest: (values, known) => {body}')
-    assert error(table(), source=source) == 'newest gave no number > 0'
+    source = with_classifier('far: (values, known) => Math.min(...known.map((x) => similarity(values, x)))')
+    far = {'far': lambda rows, known: oracle.similarity(rows, known).min(axis=1)}
+    monkeypatch.setattr(oracle, 'CLASSIFIERS', far | oracle.CLASSIFIERS)
+    call = (TABLE, [1, 2], CLASSES, 5)
+    assert compute([call], source)[0]['result'] == oracle.score(*call)
