@@ -15,6 +15,7 @@ from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
 from urllib.parse import urlencode, urlsplit
 
+csv.field_size_limit(10 ** 7)
 PROJECT = Path(__file__).resolve().parents[1]
 signal.signal(signal.SIGINT, signal.default_int_handler)    # what a background shell starts would ignore it
 

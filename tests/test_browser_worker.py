@@ -51,6 +51,6 @@ def test_another_web_page_may_not_even_with_permission(served, work):
     answers, console = work('https://dcp.example', ['local-network-access'])
     assert answers == FAILED
     assert "No 'Access-Control-Allow-Origin' header is present on the requested resource." in console
-    for request in ("GET '/GSE57383_ps_psa'", "POST '/dcp-results'"):
-        served.server.wait_for(f'{request} refused: 403')
+    for request in ('GET /GSE57383_ps_psa', 'POST /dcp-results'):
+        served.server.wait_for(f"'{request}' refused: 403")
     assert not served.results()

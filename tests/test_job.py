@@ -129,8 +129,8 @@ def test_scheduler_does_not_answer(shared):
     *[('[slices, [classes, folds]]', f'[[1], [{value}]]', '^Slices and arguments are made of lists, dicts')
       for value in ("b''", '{1.0}', '1j', "__import__('datetime').date.max", "__import__('numpy').ones(2)")],
     (PROGRESS, 'progress(;', f'^Work function: .* remote-job.py, on line {NUMBER}, column'),
-    ("'dcp'}]", "'other'}]", '^Job not deployed: Access Denied.*job.computeGroups.* The job is cancelled.$'),
-    ('Job ID: {job.id}', 'Job ID: {slip}', "^Job not deployed: .*'slip' is not defined. The job is cancel"),
+    ("'dcp'}]", "'other'}]", '^Job cannot be deployed: Access Denied.*job.computeGroups.* The job is cancelled.$'),
+    ('Job ID: {job.id}', 'Job ID: {slip}', "^Job cannot be deployed: .*'slip' is not defined. The job is cancel"),
 ])
 def test_slip_is_told(shared, old, new, line):
     shared.edit('remote-job.py', old, new)

@@ -1,7 +1,6 @@
 """The README's commands, printed blocks, line numbers and names are those of the code."""
 import re
 import subprocess
-import sys
 
 import pytest
 
@@ -38,7 +37,7 @@ def done(tmp_path_factory):
 
 def test_job_prints_the_block_of_the_readme(done):
     """But for the job's id, and the order in which slices finish."""
-    printed = [re.sub('Job ID: [A-Za-z0-9]{22}', 'Job ID: jCTpufKzW0ps0qifz6xZdX', line) for line in done.job.lines]
+    printed = [re.sub(r'Job ID: \w{22}', 'Job ID: jCTpufKzW0ps0qifz6xZdX', line) for line in done.job.lines]
     expected = block('State: exec')
     assert (printed[:10], printed[-1]) == (expected[:10], 'Done.'), done.job.output
     assert sorted(printed[10:]) == sorted(expected[10:])
@@ -68,7 +67,8 @@ def test_lines_to_edit_are_where_the_readme_says():
 def test_configuration_table_names_what_is_there():
     for parameters, location, _ in rows('Configuration'):
         scripts = re.findall('`([a-z-]+.py)`', location) or ['remote-job.py']
-        for name in re.findall(r'`(\w+)`', parameters) + re.findall(r'`(job\..*?|wallet.*?|random.*?)`', location):
+        names = re.findall(r'`(\w+)`', parameters) + re.findall(r'`((?:job|wallet)\..*?)`', location)
+        for name in names:
             assert all(name in SCRIPTS[script] for script in scripts), name
 
 
@@ -78,7 +78,8 @@ def test_first_lines_of_the_data_are_those_of_the_readme():
 
 
 def test_results_are_those_of_the_readme(done):
-    stored = {row['slice']: row for path in done.results() for row in done.rows(path.read_text().split('\n')[1].split('\t')[0])}
+    job = re.search('Job ID: (.*)', done.job.output)[1]
+    stored = {row['slice']: row for row in done.rows(job)}
     header, *lines = block('job +slice')
     for line in lines:
         _, number, probesets, *scores = re.split(r' {2,}', line)
@@ -89,7 +90,7 @@ def test_results_are_those_of_the_readme(done):
 def test_results_are_read_as_the_readme_reads_them(project):
     """Also after a restart, with half a line, a byte order mark, a large cell, and another job's file."""
     texts = {'a.txt': '\ufeffjob\tslice\tprobesets\tensemble_auc\nme\t2\tb\t0.7\nme\t10\tc\t0.9',
-             'b.txt': 'job\tslice\tprobesets\tensemble_auc\nme\t10\tc\t0.65\nme\t3\t"=d"\t0.5\nme\t4\te\t0.6\n',
+             'b.txt': 'job\tslice\tprobesets\tensemble_auc\nme\t10\tc\t0.65\nme\t3\td\t0.5\nme\t4\te\t0.6\n',
              'c.txt': f'job\tslice\tresult\nme\t5\t{"x" * 200_000}\n', 'd.txt': 'another\ttable\n1\t2\n'}
     for name, text in texts.items():
         (project.folder / 'results' / name).write_text(text, encoding='utf-8')
@@ -103,8 +104,8 @@ def test_whole_work_function_of_the_readme_counts_the_samples():
 
 
 def test_project_structure_is_the_one_of_the_readme():
-    names = re.findall(r'[├└]── (\S+?)/?(?: |$)', '\n'.join(block(r'\.\n')))
-    listed = subprocess.run(['git', 'ls-files'], cwd=PROJECT, capture_output=True, text=True).stdout.split('\n')
-    top_level = {name.partition('/')[0] for name in listed if name and not name.startswith('.')}
+    names = [re.search(r'[├└]── ([^ /]+)', line)[1] for line in block(r'\.\n')[1:]]
+    listed = subprocess.run(['git', 'ls-files'], cwd=PROJECT, capture_output=True, text=True).stdout.split()
+    top_level = {name.partition('/')[0] for name in listed if not name.startswith('.')}
     assert top_level <= set(names)
     assert all(list(PROJECT.glob(f'**/{name}')) for name in names if not name.startswith('GSE57383_PsA'))
