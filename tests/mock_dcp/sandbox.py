@@ -4,6 +4,8 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 
+from .packages import NO_NUMPY, NotMocked, module_groups
+
 # The evaluator refuses to run as root, as containers often do. But here it runs nobody's work but its user's.
 # Its process ends when its input does, which a work function in an endless loop keeps it from seeing: so a
 # thread looks every second whether the mocked DCP is still there, lest anything be left when that is killed.
@@ -19,6 +21,8 @@ const [evaluator, ...files] = process.argv.slice(1);
 new (require(evaluator).Evaluator)(process.stdin, process.stdout, files);
 '''
 
+READY = ('applyRequirementsDone', 'assigned', 'resetStateDone')
+
 
 class GiveBack(Exception):
     """The worker gives its slice back. The job script hears of it by `events`, if at all: {name: payload}."""
@@ -30,9 +34,9 @@ class GiveBack(Exception):
 class Sandbox:
     """A sandbox. What the work function logs and emits goes to `emit`, a coroutine of (event, payload)."""
 
-    def __init__(self, glue, emit, progress_timeout):
+    def __init__(self, glue, emit, progress_timeout, allowed_origins):
         self.glue, self.emit, self.progress_timeout = glue, emit, progress_timeout
-        self.process = None
+        self.allowed_origins, self.process = allowed_origins, None
 
     async def start(self, worktime, assignment):
         """Start the process, and give it the job."""
@@ -41,24 +45,20 @@ class Sandbox:
         self.process = await asyncio.create_subprocess_exec(
             'node', '-e', PROGRAM, evaluator, *files, limit=2 ** 30, start_new_session=True,
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL)
-        await self.prepare({'request': 'applyRequirements', 'worktime': worktime})
-        await self.ask(assignment)
+        self.post('applyRequirements', worktime=worktime)
+        await self.be_ready()
+        self.send(assignment)
+        await self.be_ready()
 
     async def end(self):
         if self.process and self.process.returncode is None:
             self.process.kill()
             await self.process.wait()
 
-    async def prepare(self, request):
-        await self.ask(self.glue['toSandbox'](json.dumps(request)))
-
-    async def ask(self, line):
-        """Send a message that prepares the work, and wait until that is done."""
-        self.send(line)
-        message = await self.hear()
-        while message['request'] not in ('applyRequirementsDone', 'assigned', 'resetStateDone'):
-            await self.pass_on(message)
-            message = await self.hear()
+    async def be_ready(self):
+        """Wait until the sandbox has done what prepares the work."""
+        while (message := await self.hear())['request'] not in READY:
+            await self.attend(message)
 
     async def compute(self, line):
         """Compute a slice, and return the message with its result.
@@ -67,7 +67,8 @@ class Sandbox:
         the work function says: the time since the last one, or since the slice began. A result without any
         does not count.
         """
-        await self.prepare({'request': 'resetState'})
+        self.post('resetState')
+        await self.be_ready()
         self.send(line)
         clock = asyncio.get_running_loop().time
         last, reports = clock(), {}
@@ -85,11 +86,16 @@ class Sandbox:
                 raise no_progress('Sandbox never emitted a progress event.', reports)
             elif request == 'complete':
                 return message
+            elif request == 'workError' and NO_NUMPY in message['error']['message']:
+                raise NotMocked(NO_NUMPY)
             elif request == 'workError':
                 await self.emit('error', message['error'])
                 return message    # an error is a result, too
             else:
-                await self.pass_on(message)
+                await self.attend(message)
+
+    def post(self, request, **message):
+        self.send(self.glue['toSandbox'](json.dumps({'request': request, **message})))
 
     def send(self, line):
         self.process.stdin.write(line.encode() + b'\n')
@@ -101,15 +107,25 @@ class Sandbox:
                 return json.loads(self.glue['fromSandbox'](line[4:].decode()))
         raise GiveBack('the sandbox has ended')
 
-    async def pass_on(self, message):
-        """Pass on what the work function says to the job script."""
+    async def attend(self, message):
+        """Do what the sandbox asks for besides its work, and pass on what the work function says."""
         request = message['request']
         if request == 'console':
             await self.emit('console', message['payload'])
         elif request == 'emitEvent':
             await self.emit('custom', message['payload'])
+        elif request == 'dependency':
+            self.post('moduleGroup', id=message['id'], data=module_groups(message['data']))
+        elif request == 'fetchRequest':
+            url = message['data']['url']
+            if url in self.allowed_origins:    # which the real worker compares with all of the address, too
+                raise NotMocked(f'the mocked DCP does not fetch for a work function: {url}')
+            self.post('fetchError', id=message['id'], error={
+                'name': 'DCPError', 'message': f"Not allowed to fetch from '{url}'", 'code': 'EPERM_ORIGIN'})
         elif request in ('error', 'reject', 'sandboxError', 'workReject'):
             raise GiveBack(request)
+        elif request not in ('__sandboxLoaded', 'measurement', 'scriptLoaded'):
+            raise NotMocked(f'the mocked DCP knows no request {request} of a sandbox')
 
 
 def no_progress(message, reports):

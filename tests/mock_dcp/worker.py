@@ -2,14 +2,18 @@
 import asyncio
 import json
 
+from .packages import NotMocked
 from .sandbox import GiveBack, Sandbox
+
+PATIENCE = 7    # times in a row that all workers are refused before the mocked DCP gives up: about 6 s
 
 
 class Worker:
     def __init__(self, name, scheduler, job_id, glue, allowed_origins, faults, progress_timeout):
         self.name, self.scheduler, self.job_id, self.glue, self.faults = name, scheduler, job_id, glue, faults
+        self.allowed_origins, self.progress_timeout = allowed_origins, progress_timeout
         self.allowed = glue['allowList'](allowed_origins, faults.happens('refuse-post'))
-        self.progress_timeout = progress_timeout
+        self.refusals = 0    # how often in a row it was not allowed to fetch
         self.job = self.submitted = self.assignment = self.sandbox = self.slice = None
 
     async def run(self):
@@ -21,12 +25,16 @@ class Worker:
                 self.job, self.submitted = task['newJob'], json.dumps(task['newJob'])
             try:
                 await self.compute(task)
-                pause = 0.1
+                pause, self.refusals = 0.1, 0
             except GiveBack as failure:
                 for event, payload in failure.events.items():
                     await self.emit(event, payload)
                 await self.end_sandbox()
                 await self.tell('status', slice=self.slice, status='return', reason=failure.reason)
+                self.refusals = self.refusals + 1 if failure.reason == 'EPERM_ORIGIN' else 0
+                if all(worker.refusals >= PATIENCE for worker in self.colleagues):
+                    message = failure.events['error']['message']
+                    raise NotMocked(f'{message}: no worker here is, see --allow-origin')
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, 5)
 
@@ -44,13 +52,10 @@ class Worker:
         if not self.assignment:
             answer = await self.glue['assignment'](self.submitted, self.allowed)
             self.assignment = fetched(answer, 'EJOBFETCH')
-        if 'href' in task:
-            line = fetched(await self.glue['sliceData'](task['href'], self.allowed), 'ESLICEFETCH')
-        else:
-            line = self.glue['sliceMessage'](json.dumps(task['value']))
+        line = fetched(await self.glue['slice'](json.dumps(task), self.allowed), 'ESLICEFETCH')
         for _ in range(1 + self.faults.happens('twice', number)):
             if not self.sandbox:
-                self.sandbox = Sandbox(self.glue, self.emit, self.progress_timeout)
+                self.sandbox = Sandbox(self.glue, self.emit, self.progress_timeout, self.allowed_origins)
                 await self.sandbox.start(self.job['worktime']['name'], self.assignment)
             if self.faults.happens('die', number):
                 await self.sandbox.end()
@@ -83,6 +88,8 @@ def fetched(answer, code):
 
 async def run_workers(workers, job):
     """Let workers compute a job until it is over. They end what they are at, unless it is cancelled."""
+    for worker in workers:
+        worker.colleagues = workers
     tasks = [asyncio.ensure_future(worker.run()) for worker in workers]
     over = asyncio.ensure_future(job.over.wait())
     await asyncio.wait([over, *tasks], return_when=asyncio.FIRST_COMPLETED)
