@@ -118,10 +118,9 @@ def start(tmp_path_factory):
 
 @pytest.fixture(scope='module', autouse=True)
 def slow(start, web):
-    """Start the jobs that take seconds, before the first test. Return their processes. (Seed 18 plays each fault.)"""
+    """Start the jobs that take seconds, before the first test. (Seed 18 plays each fault.)"""
     url = web.urls['data']
-    faulty = job_script(IDENTITY, '[float(n) for n in range(8)]',
-                        more=STORAGE.format(url, 'faulty') + "job.on('result', lambda _: print('heard'))")
+    faulty = job_script(IDENTITY, '[float(n) for n in range(8)]', more=STORAGE.format(url, 'faulty'))
     faults = ['--seed=18', *(f'--fault={name}=0.2' for name in ('die', 'return', 'twice', 'lose-answer'))]
     return {'python': start(PYTHON_JOBS, '--workers', '1'),
             'refused': start(job_script(IDENTITY, f"[URL('{url}/1.txt')]")),
@@ -290,7 +289,8 @@ def test_python_work_function_runs_unless_it_needs_numpy(slow):
 def test_no_fault_loses_or_doubles_a_result(slow, web):
     assert slow['faulty'].wait() == 0, slow['faulty'].output
     job = Played(slow['faulty'].lines, slow['faulty'])
-    assert job.results == ['stored'] * 8 and job.lines.count('heard') == 8
+    assert job.results == ['stored'] * 8 and [said.get('event') for said in job.log].count('result') == 8
+    assert sorted(status['slice'] for status in job.said('status')) == [1, 2, 7, 7]    # by its seed
     assert len(web.forms['faulty']) > len(job.said('result')) > 8    # lost answers, and repeats
     assert {status['reason'] for status in job.said('status')} == {
         'the sandbox has ended', 'the mocked worker was told to return it', 'the result was not stored'}
