@@ -3,7 +3,7 @@
     python -m tests.benchmark    (a minute or two, no network)
 
 A row has a figure, what it is compared with, and their ratio. Both take turns, so that a busy machine slows
-both alike: trust the ratios more than the figures. Memory is from Linux's /proc.
+both alike: trust the ratios more than the figures.
 """
 import csv
 import re
@@ -76,27 +76,18 @@ def fetch(port, path, readers):
     return size / (time.perf_counter() - start) / 1e6
 
 
-def peak_memory(process):
-    status = Path(f'/proc/{process.process.pid}/status').read_text()
-    return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) / 1000
-
-
 def measure_server(project, forgetful):
     forgetful.edit('server.py', '        store(job, slice_number, row)\n', '')
     (project.folder / 'input' / f'{DATA}.txt').write_bytes(b'7.0000\t' * 7_000_000)
-    server, _ = project.serve(), forgetful.serve()
+    project.serve(), forgetful.serve()
     other = project.start('-m', 'http.server', 0, '--directory', 'input')
-    port, memory = int(re.search(r'port (\d+)', other.wait_for('Serving HTTP'))[1]), peak_memory(server)
+    port = int(re.search(r'port (\d+)', other.wait_for('Serving HTTP'))[1])
     for n in (1, 8):
         rates = [(post_results(project.port, n), post_results(forgetful.port, n),
                   fetch(project.port, f'/{DATA}', n), fetch(port, f'/{DATA}.txt', n)) for _ in range(7)]
         stored, not_stored, served, served_simply = zip(*rates)
         show(f'results stored, {n} at once', stored, 'not stored', not_stored, '/s')
         show(f'49 MB served, {n} at once', served, 'http.server', served_simply, 'MB/s')
-    with open(project.folder / 'results' / 'earlier.txt', 'w') as file:
-        file.writelines(f'job0\t{number}\t{"x" * 100_000}\n' for number in range(6000))
-    post_results(project.port, 1)    # it looks through all of that
-    show('peak memory, 600 MB of results', [peak_memory(server)], 'at the start', [memory], 'MB')
 
 
 if __name__ == '__main__':

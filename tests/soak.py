@@ -3,8 +3,7 @@
     python -m tests.soak [RUNS]    (10 runs unless told: a few minutes)
 
 A run has 500 slices, 8 workers and 20 SIGKILLs at moments by chance; `torn` are those that left half a line.
-Workers post a slice until they read that it is received, as DCP's do. Every tenth answer gets lost, and every
-tenth slice is given to two workers. The last run is of remote-job.py, on the mocked DCP.
+Workers post a slice until they read that it is received. Every tenth answer gets lost, every tenth slice has two.
 """
 import random
 import sys
@@ -67,28 +66,13 @@ def run(project, seed, slices=500, kills=20):
     return figures_of(project.rows(job), slices, len(posts), torn, is_right)
 
 
-def run_job(project, slices=200, kills=20):
-    """Let remote-job.py do a job on the mocked DCP while its server is killed. Return the run's figures."""
-    project.edit('remote-job.py', 'n_signatures = 10', f'n_signatures = {slices}')
-    project.server, torn = project.serve(), []
-    script = project.start_job('--workers', '4', '--fault', 'twice=0.1', '--fault', 'lose-answer=0.1')
-    ticks = lambda: script.output.count('✔ Slice')
-    for moment in range(1, slices, slices // kills):
-        with script.news:
-            assert script.news.wait_for(lambda: ticks() >= moment, 60), script.output
-        torn.append(kill_and_restart(project))
-    assert (script.wait(), script.lines[-1]) == (0, 'Done.'), script.output
-    rows = project.rows(script.wait_for('Job ID').split()[-1])
-    return figures_of(rows, slices, ticks(), torn, lambda row: None not in row and all(row.values()))
-
-
 def main(runs=10):
     bad = 0
-    for number in range(1, runs + 2):
+    for number in range(1, runs + 1):
         with tempfile.TemporaryDirectory() as folder:
             project, start = Project(Path(folder) / 'project'), time.monotonic()
             try:
-                figures = run(project, number) if number <= runs else run_job(project)
+                figures = run(project, number)
             finally:
                 project.stop()
         bad += figures['lost'] + figures['doubled'] + figures['wrong']

@@ -5,20 +5,10 @@ import shutil
 
 import pytest
 
-from .project import PROJECT
-
 playwright = pytest.importorskip('playwright.sync_api', reason='tests/requirements.txt is not installed')
 expect = playwright.expect
 expect.set_options(timeout=20_000)    # milliseconds, for a machine that is busy with other things
 CHROMIUM = shutil.which('chromium') or pytest.skip('there is no chromium', allow_module_level=True)
-
-
-@pytest.fixture
-def project(project):
-    """A project with the results page in its folder of results."""
-    (project.folder / 'results').mkdir(exist_ok=True)
-    shutil.copy(PROJECT / 'results' / 'page.html', project.folder / 'results')
-    return project
 
 
 @pytest.fixture(scope='module')

@@ -296,12 +296,6 @@ def test_no_fault_loses_or_doubles_a_result(slow, web):
         'the sandbox has ended', 'the mocked worker was told to return it', 'the result was not stored'}
 
 
-def test_wrong_options_end_in_one_line(project):
-    for wrong in ('--join=demo', '--fault=earthquake', '--fault=die=often'):
-        job = project.run('-m', 'tests.mock_dcp', wrong, 'remote-job.py')
-        assert job.status == 2 and job.errors[-1].startswith('python -m tests.mock_dcp: error: ')
-
-
 def test_tutorial_starts_a_server_or_names_the_one_that_runs_and_killed_leaves_nothing_running(project):
     def write_job(*job):
         script = f"server_url = '{project.url}/key'\n" + START + job_script(*job)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from input.simulate import MODULE_SIZE, OUTPUT, simulate, write_table
+from input.simulate import OUTPUT, simulate, write_table
 
 
 def test_shipped_file_is_byte_for_byte_what_simulate_writes(project):
@@ -29,20 +29,6 @@ def test_one_probeset_in_125_differs_by_turns_up_and_down_and_the_others_do_not(
     assert 3.4 < np.abs(t[differing]).mean() < 4.4    # sqrt(33 * 27 / 60) = 3.9: one standard deviation
     assert (t[::250] > 0).all() and (t[125::250] < 0).all()
     assert 0.04 < (p[~differing] < 0.05).mean() < 0.06
-
-
-def test_probesets_of_a_module_are_co_expressed_and_those_of_different_modules_are_not():
-    correlation = np.corrcoef(simulate(500, 200, differing=0)[2].T)
-    module = np.arange(200) // MODULE_SIZE
-    within = module[:, None] == module
-    assert 0.45 < correlation[within & ~np.eye(200, dtype=bool)].mean() < 0.55
-    assert abs(correlation[~within].mean()) < 0.02
-
-
-def test_a_series_of_another_size_goes_to_another_file(project):
-    run = project.run('input/simulate.py', '--samples', 21, '--probesets', 19, '--output', 'other.txt')
-    lines = [line.split('\t') for line in (project.folder / 'other.txt').read_text().splitlines()]
-    assert (run.status, len(lines), {len(line) for line in lines}) == (0, 22, {20})
 
 
 @pytest.mark.parametrize('arguments, problem', [

@@ -6,7 +6,6 @@ FAULTS = {
     'return': 'a worker gives the slice back before it has computed it',
     'twice': 'a slice is computed, and its result posted, twice',
     'lose-answer': 'a result is posted, but its answer gets lost, so that the slice is given back',
-    'refuse-post': 'a worker may fetch from the origin, but not post results to it',
     'no-answer': 'the scheduler is lost as soon as the job is submitted, and never answers',
     'late': 'the scheduler takes the job 3 s late: until then it does not know it',
     'no-funds': 'the scheduler says that the account has run out of funds',

@@ -83,12 +83,10 @@
     return JSON.stringify(values.map(toSlice));
   }
 
-  /** A worker's allow list: of origins for every purpose, or for every purpose but results. */
-  function allowList(origins, refusesToPost) {
+  /** A worker's allow list: of origins, for every purpose. */
+  function allowList(origins) {
     globalThis.structuredClone ??= (value) => JSON.parse(JSON.stringify(value));    /* for dcp-client */
-    const purposes = refusesToPost ? ['fetchArguments', 'fetchData', 'fetchWorkFunctions'] : ['any'];
-    return new globalThis.dcp.worker.originAccessManager.OriginAccessManager(
-      Object.fromEntries(purposes.map((purpose) => [purpose, Array.from(origins)])));
+    return new globalThis.dcp.worker.originAccessManager.OriginAccessManager({ any: Array.from(origins) });
   }
 
   function fetchURI(uri, allowed, purpose) {

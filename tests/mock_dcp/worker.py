@@ -12,7 +12,7 @@ class Worker:
     def __init__(self, name, scheduler, job_id, glue, allowed_origins, faults, progress_timeout):
         self.name, self.scheduler, self.job_id, self.glue, self.faults = name, scheduler, job_id, glue, faults
         self.allowed_origins, self.progress_timeout = allowed_origins, progress_timeout
-        self.allowed = glue['allowList'](allowed_origins, faults.happens('refuse-post'))
+        self.allowed = glue['allowList'](allowed_origins)
         self.refusals = 0    # how often in a row it was not allowed to fetch
         self.job = self.submitted = self.assignment = self.sandbox = self.slice = None
 
