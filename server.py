@@ -216,5 +216,5 @@ if __name__ == '__main__':
     app.logger.info('That address is a guess: if workers cannot reach it, try another one of this machine.')
     if not access_key:
         app.logger.warning('Whoever reaches it may read the data: see access_key.')
-    socket.setdefaulttimeout(10)    # seconds for which a client may be silent: with TLS all others wait for it
+    socket.setdefaulttimeout(10)    # seconds for which a client may be silent: with TLS all wait for it
     app.run('0.0.0.0', port, debug=False, ssl_context=certificate)    # prints two lines more
