@@ -1,6 +1,6 @@
 """Score random gene signatures that tell psoriatic arthritis from psoriasis: a DCP job with remote data."""
-import asyncio, functools, json, random, signal, socket, sys, urllib.request
-signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C ends this at once, until ENDINGS
+import asyncio, functools, json, pathlib, random, signal, socket, sys, urllib.request
+signal.signal(signal.SIGINT, signal.SIG_DFL)    # until ENDINGS, Ctrl-C just ends this
 import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp imports nest_asyncio, which fails on Python 3.14
 import dcp
@@ -8,7 +8,7 @@ import pythonmonkey as pm                       # runs JavaScript, which most of
 
 # KEYS
 socket.setdefaulttimeout(10)    # seconds to wait for DCP and server.py
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # no traceback of what is raised anyway
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # prints no error that is raised anyway
 try:
     dcp.init()
     dcp.identity.set(dcp.wallet.get('id'))       # owns the job: ~/.dcp/id.keystore
@@ -21,7 +21,7 @@ n_signatures = 10
 min_length, max_length = 5, 9                    # probesets in a signature
 random.seed(42)                                  # another seed gives other signatures
 classes = ['Psoriasis', 'Psoriatic Arthritis']   # the two labels in the first column of the table
-folds = 10                                       # of the cross-validation
+folds = 10                                       # of the cross-validation, each with samples of both classes
 # As server.py prints it:
 server_url = 'http://127.0.0.1:5001'
 
@@ -29,34 +29,37 @@ server_url = 'http://127.0.0.1:5001'
 server_url = server_url.replace(' ', '').strip('/')
 address = f'{server_url}/GSE57383_ps_psa'
 try:
-    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(address) as table:    # no proxy
-        columns = range(1, len(table.readline().decode().split('\t')))    # column 0 is the phenotype
+    no_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    names = no_proxy.open(address).readline().decode().split('\t')    # the first line of the table
     data = pm.new('URL')(address)    # <<<<<< workers fetch it from your server
 except Exception as error:    # of many kinds: no answer, no data there, no address
     sys.exit(f'No data at {address} ({error}): does server.py run, and is server_url what it has printed?')
 
-# INPUT SET: a slice is a signature, as a list of column numbers
-if not 1 <= min_length <= max_length <= len(columns):
-    sys.exit(f'Lengths must be from 1 to {len(columns)}, the number of probesets at {address}')
-slices = [random.sample(columns, random.randint(min_length, max_length)) for _ in range(n_signatures)]
+# INPUT SET: a slice is a signature, as a list of column numbers. (JSON, as ints and tuples do not arrive.)
+columns = range(1, len(names))    # column 0 is the phenotype
+try:
+    slices = [random.sample(columns, random.randint(min_length, max_length)) for _ in range(n_signatures)]
+    slices, arguments = json.loads(json.dumps([slices, [classes, folds]]), parse_int=float)
+except (TypeError, ValueError) as error:
+    sys.exit(f'No slices can be made of {len(columns)} tab-separated probesets and these settings: {error}')
 
 # WORK FUNCTION: a worker calls it for each slice, with the arguments. README.md explains its JavaScript.
 work_function = r'''(signature, data, classes, folds) => {    // data is the text of the table by now
   // TABLE: rows of cells. (Errors must quote none of them, as they pass through DCP's scheduler.)
   const [header, ...rows] = data.trimEnd().replaceAll('\r', '').split('\n').map((line) => line.split('\t'));
-  // SAMPLES of each class: the first one is in fold 0, the second one in fold 1, and so on.
-  const groups = [[], []];
+  if (classes.map(String).includes(header[0])) throw Error('the first line must name the columns');
+  const groups = [[], []];    // SAMPLES of each class: the first is in fold 0, the second in fold 1 ...
   for (const [i, row] of rows.entries()) {
     const line = `line ${i + 2} of the table`;
     if (row.length !== header.length) throw Error(`${line} has not as many cells as the first`);
-    const label = classes.indexOf(row[0]);    // -1: it is none of them
-    if (label !== 0 && label !== 1) throw Error(`${line} must begin with ${classes.join(' or ')}`);
+    const group = groups[classes.map(String).indexOf(row[0])];
+    if (!group) throw Error(`${line} must begin with ${classes.join(' or ')}, without quotes`);
     const values = signature.map((column) => Number(row[column].trim() || NaN));    // Number('') is 0
     if (!values.every(Number.isFinite)) throw Error(`${line}: no number in a column of ${signature}`);
-    groups[label].push({ values, fold: groups[label].length % folds, scores: {} });
+    group.push({ values, fold: group.length % folds, scores: {} });
   }
   if (groups.some((group) => group.length < 2) || !(folds >= 2)) throw Error('too few samples, or folds');
-  // CLASSIFIERS: how similar a sample's values are to `known`, those of others: a number above 0.
+  // CLASSIFIERS: how similar a sample's values are to `known`, those of others. The more the higher, above 0.
   const mean = (numbers) => numbers.reduce((total, number) => total + number, 0) / numbers.length;
   const columnMeans = (known) => known[0].map((_, i) => mean(known.map((other) => other[i])));
   const similarity = (a, b) => 1 / (1 + mean(a.map((value, i) => (value - b[i]) ** 2)));    // 1: equal
@@ -69,6 +72,7 @@ work_function = r'''(signature, data, classes, folds) => {    // data is the tex
   for (const sample of groups.flat()) {
     progress();    // DCP demands this call: at least once per slice, and every 30 s
     const [known0, known1] = groups.map((group) => group.filter((other) => other.fold !== sample.fold));
+    if ([...known0, ...known1].includes(sample)) throw Error('a sample must not be compared with itself');
     for (const [name, classifier] of Object.entries(classifiers)) {
       const like0 = classifier(sample.values, known0.map((other) => other.values));
       const like1 = classifier(sample.values, known1.map((other) => other.values));
@@ -79,26 +83,23 @@ work_function = r'''(signature, data, classes, folds) => {    // data is the tex
     sample.scores.ensemble = mean(Object.values(sample.scores));
   }
   // RESULT. Accuracy: share of scores on the right side of 0.5. AUC: share of pairs in the right order.
-  const result = { probesets: signature.map((column) => header[column]).join(', ') };
+  const result = { probesets: signature.map((column) => header[column]).join(', '), samples: rows.length };
   for (const name of [...Object.keys(classifiers), 'ensemble']) {
     const [scores0, scores1] = groups.map((group) => group.map((sample) => sample.scores[name]));
-    const correct = [...scores0.map((s0) => s0 < 0.5), ...scores1.map((s1) => s1 >= 0.5)];    // true is 1
-    const ordered = scores1.flatMap((s1) => scores0.map((s0) => (s1 > s0) + (s1 === s0) / 2));    // tie: half
-    result[`${name}_accuracy`] = Number(mean(correct).toFixed(3));
+    const correct = scores0.filter((s0) => s0 < 0.5).length + scores1.filter((s1) => s1 >= 0.5).length;
+    const ordered = scores1.flatMap((s1) => scores0.map((s0) => (s1 > s0 ? 1 : s1 === s0 ? 0.5 : 0)));
+    result[`${name}_accuracy`] = Number((correct / rows.length).toFixed(3));
     result[`${name}_auc`] = Number(mean(ordered).toFixed(3));
   }
   return result;    // a line of the results file
 }'''
 
-# JOB. As JSON, ints become floats, and tuples lists: those would arrive as something else.
-try:
-    slices, arguments = json.loads(json.dumps([slices, [classes, folds]]), parse_int=float)
-except (TypeError, ValueError) as error:
-    sys.exit(f'Slices and arguments are made of lists, dicts, texts and numbers: {error}')
+# JOB
 job = dcp.compute_for(slices, work_function, [data, *arguments])
-job.computeGroups = [{'joinKey': 'demo', 'joinSecret': 'dcp'}]
+job.computeGroups = [{'joinKey': 'demo', 'joinSecret': 'dcp'}]    # without it: strangers' workers
 job.worktime = 'map-basic'    # the work function is JavaScript
-job.setResultStorage(f'{server_url}/dcp-results', {'job': job.id})    # <<<<<< workers post results there
+job.setResultStorage(f'{server_url}/dcp-results',    # <<<<<< workers post results there, and these texts
+                     {'job': job.id, 'of': str(len(slices))})
 
 # PUBLIC INFO: anybody may see this
 job.public.name = 'PsA signature search'
@@ -110,7 +111,7 @@ loop = asyncio.get_event_loop()    # job.exec() and job.wait() run it
 print_once = functools.cache(print)    # prints a line, but not again: all workers make the same complaint
 
 
-@functools.cache    # once: who presses Ctrl-C, presses it twice
+@functools.cache    # who presses Ctrl-C, presses it twice: the second time does nothing
 def stop(problem):
     """End job.exec() or job.wait() with SystemExit. (In an event handler, sys.exit() would end only that.)"""
     loop.call_soon_threadsafe(sys.exit, problem)
@@ -125,6 +126,29 @@ def on_failure(_, context):
             print_once(f'  Problem: {problem}')
         else:
             stop(f'Job cannot be deployed: {problem.replace("compute groups", "job.computeGroups")}.')
+
+
+def cancel(problem):
+    """Cancel the job if DCP has it, and end this script. DCP has it once it has answered with its address."""
+    loop.call_later(10, sys.exit, f'{problem} DCP does not answer: job {job.id} may still run.')
+    while problem == 'Stopped.' and job.readyState == 'deploying' and not job.address:    # it may answer yet
+        loop.run_until_complete(asyncio.sleep(0.1))
+    if not job.address or job.receivedStop:    # DCP does not have it, or has cancelled it
+        sys.exit(problem)
+    try:
+        job.cancel(problem)
+    except pm.SpiderMonkeyError as error:
+        sys.exit(f'{problem} DCP on cancelling job {job.id}: {error.jsError["message"]}')
+    sys.exit(f'{problem} The job is cancelled.')
+
+
+def check_syntax():
+    """End this script if the work function is no JavaScript, and say in which line of this file."""
+    before = pathlib.Path(__file__).read_text('utf-8').partition(work_function)[0]
+    try:
+        pm.eval(f'({work_function})', {'filename': __file__, 'lineno': before.count('\n') + 1})
+    except pm.SpiderMonkeyError as error:
+        sys.exit(f'Work function: {error}')
 
 
 loop.set_exception_handler(on_failure)
@@ -142,6 +166,8 @@ answered = set()    # slice numbers
 job.on('readystatechange', lambda state: print('State:', state))
 job.on('accepted', lambda _: print(f'  Job ID: {job.id}\n  Job accepted, awaiting results...'))
 job.on('cancel', lambda event: stop(f'DCP has cancelled the job: {event.reason}.'))
+job.on('nofunds', lambda event: print_once(
+    f'  No funds: the job waits until the account has {event.fundsRequired} more compute credits.'))
 
 
 @job.on('result')
@@ -158,42 +184,23 @@ def on_error(error):
     print_once(f'  A worker: {error.message}{hint}')
 
 
-@job.on('nofunds')
-def on_no_funds(event):
-    print_once(f'  No funds: the job waits until the account has {event.fundsRequired} more compute credits.')
-
-
 def remind(n_before):
     """Every 30 s, say so if no more slices have been answered than the last time."""
     if len(answered) == n_before:
-        print('  No result for 30 s: see "Nothing happens?" in README.md.')
+        print('  No result for 30 s: see what server.py logs, and "Nothing happens?" in README.md.')
     loop.call_later(30, remind, len(answered))
 
 
 # RUN
 if not slices:
     sys.exit('There are no slices.')
-with open(__file__, encoding='utf-8') as this_file:
-    first_line = this_file.read().partition(work_function)[0].count('\n') + 1
-try:
-    pm.eval(f'({work_function})', {'filename': __file__, 'lineno': first_line})    # checks its syntax
-except pm.SpiderMonkeyError as error:
-    sys.exit(f'Work function: {error}')
+check_syntax()
 loop.call_later(30, remind, 0)
 try:
-    job.exec()                 # returns when DCP has the job; exec(0.1) offers 0.1 compute credits per slice
-    answers = job.wait()       # returns when all slices are done: what your server answered for each
-except SystemExit as end:      # from stop(). A job can be cancelled once DCP has answered with its address.
-    loop.call_later(10, sys.exit, f'{end} DCP does not answer: job {job.id} may still run.')
-    while end.code == 'Stopped.' and job.readyState == 'deploying' and not job.address:
-        loop.run_until_complete(asyncio.sleep(0.1))
-    if not job.address or job.receivedStop:    # DCP does not have it, or has cancelled it
-        raise
-    try:
-        job.cancel(end.code)
-    except pm.SpiderMonkeyError as error:
-        sys.exit(f'{end} DCP on cancelling job {job.id}: {error.jsError["message"]}')
-    sys.exit(f'{end} The job is cancelled.')
+    job.exec()               # returns when DCP has the job; exec(0.1) offers 0.1 compute credits per slice
+    answers = job.wait()     # returns when all slices are done: what your server answered for each
+except SystemExit as end:    # from stop()
+    cancel(end.code)
 stored = {number for number, answer in enumerate(answers, 1) if answer == 'Result received'}
 missing = [number for number in range(1, len(slices) + 1) if number not in stored]
 if missing:

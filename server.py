@@ -24,11 +24,12 @@ access_key = ''                           # letters and digits: if set, every ad
 certificate = None                        # for https: (here / 'certificate.pem', here / 'private_key.pem')
 max_result_size = 1_000_000               # bytes of the form that is posted
 
+data_file, results_folder = here / data_file, here / results_folder    # in case they are only names
 app = Flask('server', static_folder=None)
 app.config.update(MAX_CONTENT_LENGTH=max_result_size, MAX_FORM_MEMORY_SIZE=max_result_size)
 logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
 logging.getLogger('werkzeug').setLevel(logging.CRITICAL)    # its own lines would show the access key
-BaseWSGIServer.handle_error = lambda *_: app.logger.warning('a malformed request')    # not a traceback
+BaseWSGIServer.handle_error = lambda *_: app.logger.warning('a malformed request')    # no traceback
 
 
 # DATA
@@ -55,11 +56,10 @@ def health():
 # RESULTS
 @app.post('/dcp-results')
 def receive_result():
-    """Store what the work function returned for a slice, and answer once it is on the disk.
+    """Store a slice's result, and answer once it is on the disk: remote-job.py prints the answer.
 
-    A worker posts a form: `element` is the slice's number, `content` the result, as JSON, and `job` is from
-    setResultStorage in remote-job.py, which prints the answer.
-    """
+    A worker posts a form: `element` is the slice's number, `content` the result, as JSON. `job` and `of`, the
+    number of slices, are from setResultStorage in remote-job.py."""
     job, slice_number = request.form['job'], request.form['element']
     if not (job.isalnum() and slice_number.isdecimal()):
         abort(400, 'job or element is malformed')
@@ -73,7 +73,8 @@ def receive_result():
     elif 'errorCode' in row and 'stack' in row:    # it threw: DCP posts the error in place of a result
         answer = f'the work function failed: {row.get("message")}'[:200]
     else:
-        store(job, slice_number, row)
+        of = {'of': as_cell(request.form['of'])} if 'of' in request.form else {}
+        store(job, slice_number, {**of, **row})
         answer = 'Result received'
     app.logger.info('%s slice %s: %s', request.remote_addr, slice_number, answer)
     return answer, {'Content-Type': 'text/plain'}
@@ -82,9 +83,9 @@ def receive_result():
 def as_row(result):
     """Return a result as {column: cell}. What is no object, or an empty one, goes into a column `result`."""
     row = result if isinstance(result, dict) and result else {'result': result}
-    if 'job' in row or 'slice' in row:
-        app.logger.warning('the columns job and slice are stored as job_ and slice_: the file has its own')
-    new_names = {'job': 'job_', 'slice': 'slice_'}
+    new_names = {'job': 'job_', 'slice': 'slice_', 'of': 'of_'}    # the file has its own
+    if row.keys() & new_names.keys():
+        app.logger.warning('columns called job, slice or of are stored as job_, slice_ and of_')
     return {as_cell(new_names.get(name, name)): as_cell(value) for name, value in row.items()}
 
 
@@ -119,7 +120,7 @@ def store(job, slice_number, row):
 
 def append(path, rows):
     """Append rows of cells to a tab-separated file, down to the disk."""
-    results_folder.mkdir(exist_ok=True)
+    results_folder.mkdir(parents=True, exist_ok=True)
     with open(path, 'a', newline='', encoding='utf-8') as file:
         csv.writer(file, delimiter='\t', lineterminator='\n').writerows(rows)
         file.flush()
@@ -165,14 +166,14 @@ def send_page():
 
 
 # WHO MAY COME IN
-if access_key:    # then /key/x is taken for /x
+if access_key:    # then /key/health is taken for /health, and so on
     app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {f'/{access_key}': app.wsgi_app})
 
 
 @app.before_request
 def refuse_strangers():
     """Refuse whoever lacks the access key, and web pages that are not on the list."""
-    if access_key and not request.root_path.endswith(f'/{access_key}'):    # what was before request.path
+    if access_key and not request.root_path.endswith(f'/{access_key}'):    # what is before request.path
         abort(404, 'the address does not begin with the access key')
     if request.headers.get('Origin') not in (None, *browser_origins):    # only browsers send it
         abort(403, 'this web page may not use this server: see browser_origins in server.py')
@@ -185,7 +186,7 @@ def admit_browser_workers(response):
     """Let the listed web pages read the answers, in the way that browsers ask for (CORS)."""
     response.headers['X-Content-Type-Options'] = 'nosniff'    # browsers must not take data for a page
     response.vary.add('Origin')
-    if request.headers.get('Origin') in browser_origins:
+    if request.headers.get('Origin', '') in browser_origins:
         response.headers['Access-Control-Allow-Origin'] = request.headers['Origin']
         response.headers['Access-Control-Allow-Headers'] = 'Content-Type'
     return response
@@ -204,13 +205,12 @@ def refuse(error):
 # RUN
 if __name__ == '__main__':
     for path in (data_file, *(certificate or ())):
-        if not path.is_file():
+        if not (here / path).is_file():
             raise SystemExit(f'There is no {path}: put it there, or change the settings of server.py.')
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect_ex(('192.0.2.1', 9))    # sends nothing, but chooses the network interface
         address = probe.getsockname()[0].replace('0.0.0.0', '127.0.0.1')    # 0.0.0.0: there is no network
-    key_path = f'/{access_key}' if access_key else ''
-    url = f'{"https" if certificate else "http"}://{address}:{port}{key_path}'
+    url = f'{"https" if certificate else "http"}://{address}:{port}/{access_key}'.rstrip('/')
     print(f' * Serving data on: {url}')
     print(f' * DCP results endpoint: {url}/dcp-results', flush=True)
     app.logger.info('That address is a guess: if workers cannot reach it, try another one of this machine.')

@@ -64,10 +64,10 @@ def score(data, signature, classes, folds):
     """Return the result of a slice, from the text of the table and column numbers (column 0: the labels)."""
     header, *rows = [line.split('\t') for line in data.splitlines()]
     x = np.array([[float(row[column]) for column in signature] for row in rows])
-    y = np.array([classes.index(row[0]) for row in rows])
+    y = np.array([[str(label) for label in classes].index(row[0]) for row in rows])
     scores = cross_validate(x, y, folds)
     scores['ensemble'] = np.mean(list(scores.values()), axis=0)
-    result = {'probesets': ', '.join(header[column] for column in signature)}
+    result = {'probesets': ', '.join(header[column] for column in signature), 'samples': len(rows)}
     for name, values in scores.items():
         result[f'{name}_accuracy'] = three_decimals(np.mean((values >= 0.5) == y))
         result[f'{name}_auc'] = three_decimals(auc(y, values))

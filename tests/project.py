@@ -32,8 +32,11 @@ class Project:
         with socket.create_server(('127.0.0.1', 0)) as free:
             self.port = free.getsockname()[1]
         self.folder, self.running, self.url = folder, [], f'http://127.0.0.1:{self.port}'
-        self.edit('server.py', 'port = 5001', f'port = {self.port}')
-        self.edit('remote-job.py', "server_url = 'http://127.0.0.1:5001'", f'server_url = {self.url!r}')
+        for script, name, value in (    # which the user may have changed
+                ('server.py', 'port', self.port), ('remote-job.py', 'server_url', self.url),
+                ('remote-job.py', 'job.computeGroups', [{'joinKey': 'demo', 'joinSecret': 'dcp'}])):
+            line = re.search(f'(?m)^{name} = .*', (folder / script).read_text(encoding='utf-8'))[0]
+            self.edit(script, line, f'{name} = {value!r}')
 
     def edit(self, script, old, new):
         """Change a script as the README tells its reader to."""
@@ -143,11 +146,12 @@ class Process:
                     lines.append(line.rstrip('\n'))
                     self.news.notify_all()
 
-    def wait_for(self, pattern, timeout=60):
-        """Return the first line of output or errors that matches a regular expression, once there is one."""
+    def wait_for(self, pattern, timeout=60, times=1):
+        """Return the first line of output or errors that matches a regular expression, once so many do."""
         found = lambda: [line for line in self.lines + self.errors if re.search(pattern, line)]
         with self.news:
-            assert self.news.wait_for(found, timeout), f'no line {pattern!r} in:\n{self.output}'
+            is_there = self.news.wait_for(lambda: len(found()) >= times, timeout)
+            assert is_there, f'no line {pattern!r} in:\n{self.output}'
             return found()[0]
 
     def wait(self, timeout=120):

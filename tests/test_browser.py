@@ -28,9 +28,9 @@ def page(browser):
     assert not page.errors
 
 
-def post(project, job, *scores, first=1, column='ensemble_auc'):
+def post(project, job, *scores, first=1, column='ensemble_auc', **fields):
     for number, score in enumerate(scores, first):
-        project.post(number, {'probesets': f'p{number}, "q"', column: score}, job)
+        project.post(number, {'probesets': f'p{number}, "q"', column: score}, job, **fields)
 
 
 def column(page, number):
@@ -46,7 +46,8 @@ def expect_files(page, project, job, score='ensemble_auc', sign=-1):
     expect(page.locator('#best')).to_have_text(rows[0][score])
     expect(page.locator('#tried')).to_have_text(f'slice {rows[0]["slice"]}: {rows[0]["probesets"]}')
     expect(page.locator('#tries')).to_have_text(re.compile(f'^{len(rows):,} tr(y|ies)$'))
-    expect(page.locator('#count')).to_have_text(f'{len(rows):,}')
+    counts = [f'{len(rows):,}', *{row['of'] for row in rows if 'of' in row}]
+    expect(page.locator('#count')).to_have_text(' of '.join(counts))
     expect(page.locator('#histogram')).to_be_visible(visible=len(rows) >= 10)
     if len(rows) >= 10:
         values = [float(row[score]) for row in rows]
@@ -62,14 +63,16 @@ def test_page_follows_the_shipped_job(served, page):
     assert served.run_job().status == 0
     expect_files(page, served, served.results()[0].read_text().splitlines()[1].split('\t')[0])
     expect(page.locator('#age')).to_have_text(re.compile(r'^\d+ s ago$'))
+    expect(page.locator('#state')).to_have_text('Done: all results are here')
 
 
 def test_newest_job_is_shown_or_the_one_chosen_even_after_a_reload(served, page):
     post(served, 'first', *[number / 16 for number in range(12)])
     page.goto(served.url)
     expect_files(page, served, 'first')
-    post(served, 'second', 0.7, 0.9, 0.8)
+    post(served, 'second', 0.7, 0.9, 0.8, of=4)
     expect_files(page, served, 'second')
+    expect(page.locator('#state')).to_have_text('Results so far')
     page.get_by_label('Job').select_option('first')
     page.reload()
     expect_files(page, served, 'first')

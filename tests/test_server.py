@@ -11,7 +11,7 @@ from urllib.parse import urlencode
 import pytest
 
 from . import soak
-from .project import Project, make_certificate
+from .project import Project
 
 DATA = '/GSE57383_ps_psa'
 SCORES = {'probesets': 'a_at, b_at', 'accuracy': 0.8, 'auc': 0.85}
@@ -60,9 +60,9 @@ def test_it_works_however_it_is_started(project, command):
 
 
 @pytest.mark.parametrize('old, new, line', [
-    ("'GSE57383_ps_psa.txt'", "'none.txt'", r'There is no .*none\.txt: put it there'),
     ('certificate = None', "certificate = here / 'none.pem', here / 'key.pem'", r'There is no .*none\.pem'),
-    ('debug=False', 'debug=False', 'Port [0-9]+ is in use')], ids=['data', 'certificate', 'port'])
+    ("here / 'input' / 'GSE57383_ps_psa.txt'", "'none.txt'", r'There is no .*none\.txt: put it there'),
+    ('debug=False', 'debug=False', 'Port [0-9]+ is in use')], ids=['certificate', 'data', 'port'])
 def test_server_that_cannot_start_says_why(project, old, new, line):
     project.edit('server.py', old, new)
     with socket.create_server(('0.0.0.0', project.port)):
@@ -114,14 +114,14 @@ def test_results_are_tables_one_for_each_job_and_its_columns(server):
     (7, {'result': '7'}), (-1.5, {'result': '-1.5'}), (True, {'result': 'true'}), ('a b', {'result': 'a b'}),
     ([1, 'a', None], {'result': '[1, "a", null]'}), ([], {'result': '[]'}), ({}, {'result': '{}'}),
     ({'a': {'b': [0]}, 'c': None, 'd': ''}, {'a': '{"b": [0]}', 'c': 'null', 'd': ''}),
-    ({'job': 7, 'n': 5}, {'job_': '7', 'n': '5'}), ({'slice': 0}, {'slice_': '0'}),    # the file has its own
+    ({'job': 7, 'n': 5}, {'job_': '7', 'n': '5'}), ({'slice': 0, 'of': 1}, {'slice_': '0', 'of_': '1'}),
     *[({text: 1, 'a': text, 'b': 2}, {cell: '1', 'a': cell, 'b': '2'})
       for text, cell in [*zip(PLAIN, PLAIN), *zip(QUOTED, map(json.dumps, QUOTED))]],
 ], ids=lambda part: ascii(part)[:20])
 def test_result_of_any_type_keeps_to_its_cells(server, caplog, result, cells):
     assert server.post(1, result) == RECEIVED
     assert server.rows() == [{'job': 'job1', 'slice': '1', **cells}]
-    assert ('stored as job_ and slice_' in caplog.text) == bool(cells.keys() & {'job_', 'slice_'})
+    assert ('stored as job_, slice_ and of_' in caplog.text) == bool(cells.keys() & {'job_', 'slice_'})
 
 
 @pytest.mark.parametrize('result, answer', [
@@ -267,14 +267,3 @@ def test_too_large_or_broken_request_is_refused(locked, request_text, status):
         answer = b''.join(iter(lambda: stranger.recv(65536), b'')).decode()
     assert re.match(f'HTTP/1.1 {status} ' if status else '$|<!DOCTYPE HTML', answer)
     assert locked.rows() == []
-
-
-def test_https_serves_data_and_takes_results(project, monkeypatch):
-    monkeypatch.setenv('SSL_CERT_FILE', str(make_certificate(project.folder)[0]))
-    pair = "certificate = here / 'certificate.pem', here / 'private_key.pem'"
-    project.edit('server.py', 'certificate = None', pair)
-    project.url = project.url.replace('http:', 'https:')
-    project.serve().wait_for('Serving data on: https://')
-    with socket.create_connection(('127.0.0.1', project.port)):    # a visitor who says nothing
-        assert project.request(DATA)[0] == 200
-    assert project.post(1, SCORES) == RECEIVED

@@ -45,8 +45,8 @@ def compute(calls, source=WORK_FUNCTION, engine='V8'):
 
 
 def test_signatures_are_as_many_and_as_long_as_the_settings_say():
-    settings = {'n_signatures': 3000, 'min_length': 3, 'max_length': 12, 'columns': range(1, 5001)}
-    exec(INPUT_SET, variables := {'random': random, **settings})
+    settings = {'n_signatures': 3000, 'min_length': 3, 'max_length': 12, 'classes': CLASSES, 'folds': 10}
+    exec(INPUT_SET, variables := {'random': random, 'json': json, 'names': range(5001), **settings})
     slices = variables['slices']
     assert len(slices) == 3000 and {len(signature) for signature in slices} == set(range(3, 13))
     assert all(len(set(signature)) == len(signature) for signature in slices)
@@ -70,7 +70,7 @@ DATA = {    # table, classes, folds
     '400 pairs': (simulated(), CLASSES, 10),    # areas like 0.0175, halfway between two printed numbers
     'signal': (simulated(change=lambda x: x + (row >= 20) / 2), CLASSES, 10),
     'reversed classes': (simulated(change=lambda x: x + (row >= 20) / 2), CLASSES[::-1], 10),
-    'other labels': (simulated(classes=['0', '1']), ['0', '1'], 10),
+    'numbers as labels': (simulated(classes=['0', '1']), [0, 1], 10),
     'two folds': (simulated(share=0.4), CLASSES, 2),
     'leave one out': (simulated(), CLASSES, 1000),
     'one class six times as large': (simulated(70, share=1 / 7), CLASSES, 10),
@@ -149,9 +149,9 @@ def error(data=TABLE, signature=(1, 2, 3), classes=CLASSES, folds=10, source=WOR
       for label in ('healthy', 'psoriatic arthritis', 'Psoriatic Arthritis ', '')],
     (r'\nPsoriasis.*', '', 'too few samples'),
     (r'\nPsoriasis.*(?=[^§]*Psoriasis)', '', 'too few samples'),    # all but one
-    (r'\n[^§]*', '\n', 'too few samples'),
     ('\n', '\r', 'too few samples'),
     ('[^§]+', '', 'too few samples'),
+    (r'\A.*\n', '', 'the first line must name the columns'),    # else a sample would do, and its values be told
     ('[^§]+', '<html>\n<p>Not found</p>\n', 'must begin with'),
 ])
 def test_table_that_is_no_use_is_told(old, new, words):
@@ -171,6 +171,7 @@ def with_classifier(code):
     *[({'source': with_classifier(f'newest: () => {body}')}, 'newest gave no number > 0')
       for body in ('{ 1; }', 'NaN', 'Infinity', "'near'", 'null', '-1', '0')],
     ({'source': with_classifier('ensemble: () => 1')}, 'ensemble is the name'),
+    ({'source': WORK_FUNCTION.replace('other.fold !==', 'other !==')}, 'must not be compared with itself'),
 ])
 def test_change_that_is_no_use_is_told(slip, words):
     assert words in error(**slip)
