@@ -8,7 +8,7 @@ import pythonmonkey as pm                       # runs JavaScript, which most of
 
 # KEYS
 socket.setdefaulttimeout(10)    # seconds to wait for DCP and server.py
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # prints no error that is raised anyway
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # what fails here is raised as well
 try:
     dcp.init()
     dcp.identity.set(dcp.wallet.get('id'))       # owns the job: ~/.dcp/id.keystore
@@ -21,25 +21,25 @@ n_signatures = 10
 min_length, max_length = 5, 9                    # probesets in a signature
 random.seed(42)                                  # another seed gives other signatures
 classes = ['Psoriasis', 'Psoriatic Arthritis']   # the two labels in the first column of the table
-folds = 10                                       # of the cross-validation, each with samples of both classes
+folds = 10                                       # of the cross-validation: each class is dealt out to them
 # As server.py prints it:
 server_url = 'http://127.0.0.1:5001'
 
-# DATA: workers fetch an argument that is a URL object, and get its text. DCP's scheduler sees the address.
+# DATA: workers fetch an argument that is a URL object, and get its text. DCP's scheduler sees its address.
 server_url = server_url.replace(' ', '').strip('/')
 address = f'{server_url}/GSE57383_ps_psa'
 try:
     no_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    names = no_proxy.open(address).readline().decode().split('\t')    # the first line of the table
+    columns = range(1, 1 + no_proxy.open(address).readline().decode().count('\t'))    # 0 is the phenotype
     data = pm.new('URL')(address)    # <<<<<< workers fetch it from your server
 except Exception as error:    # of many kinds: no answer, no data there, no address
     sys.exit(f'No data at {address} ({error}): does server.py run, and is server_url what it has printed?')
 
-# INPUT SET: a slice is a signature, as a list of column numbers. (JSON, as ints and tuples do not arrive.)
-columns = range(1, len(names))    # column 0 is the phenotype
+# INPUT SET: a slice is a signature, as a list of column numbers
 try:
     slices = [random.sample(columns, random.randint(min_length, max_length)) for _ in range(n_signatures)]
-    slices, arguments = json.loads(json.dumps([slices, [classes, folds]]), parse_int=float)
+    as_json = json.dumps([slices, [classes, folds]])    # has no tuples, which would not arrive at workers
+    slices, arguments = json.loads(as_json, parse_int=float)    # nor would ints
 except (TypeError, ValueError) as error:
     sys.exit(f'No slices can be made of {len(columns)} tab-separated probesets and these settings: {error}')
 
@@ -59,7 +59,7 @@ work_function = r'''(signature, data, classes, folds) => {    // data is the tex
     group.push({ values, fold: group.length % folds, scores: {} });
   }
   if (groups.some((group) => group.length < 2) || !(folds >= 2)) throw Error('too few samples, or folds');
-  // CLASSIFIERS: how similar a sample's values are to `known`, those of others. The more the higher, above 0.
+  // CLASSIFIERS: they tell how similar a sample is to known ones, as a number above 0: more if more similar.
   const mean = (numbers) => numbers.reduce((total, number) => total + number, 0) / numbers.length;
   const columnMeans = (known) => known[0].map((_, i) => mean(known.map((other) => other[i])));
   const similarity = (a, b) => 1 / (1 + mean(a.map((value, i) => (value - b[i]) ** 2)));    // 1: equal
@@ -82,7 +82,7 @@ work_function = r'''(signature, data, classes, folds) => {    // data is the tex
     if (sample.scores.ensemble) throw Error('ensemble is the name of the mean of all classifiers');
     sample.scores.ensemble = mean(Object.values(sample.scores));
   }
-  // RESULT. Accuracy: share of scores on the right side of 0.5. AUC: share of pairs in the right order.
+  // RESULT. Accuracy: share of scores on the right side of 0.5. AUC: share of pairs in order (tie: half).
   const result = { probesets: signature.map((column) => header[column]).join(', '), samples: rows.length };
   for (const name of [...Object.keys(classifiers), 'ensemble']) {
     const [scores0, scores1] = groups.map((group) => group.map((sample) => sample.scores[name]));
@@ -95,10 +95,10 @@ work_function = r'''(signature, data, classes, folds) => {    // data is the tex
 }'''
 
 # JOB
-job = dcp.compute_for(slices, work_function, [data, *arguments])
+job = dcp.compute_for(slices, work_function, [data, *arguments])    # calls it with a slice, data, ...
 job.computeGroups = [{'joinKey': 'demo', 'joinSecret': 'dcp'}]    # without it: strangers' workers
 job.worktime = 'map-basic'    # the work function is JavaScript
-job.setResultStorage(f'{server_url}/dcp-results',    # <<<<<< workers post results there, and these texts
+job.setResultStorage(f'{server_url}/dcp-results',    # <<<<<< workers post results there, with this:
                      {'job': job.id, 'of': str(len(slices))})
 
 # PUBLIC INFO: anybody may see this
@@ -106,9 +106,10 @@ job.public.name = 'PsA signature search'
 job.public.description = 'Scores random gene signatures that tell psoriatic arthritis from psoriasis'
 job.public.link = 'https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE57383'
 
-# ENDINGS (skip this at first): whatever happens is told in a line, and no job is left that costs money
+# EVENTS
 loop = asyncio.get_event_loop()    # job.exec() and job.wait() run it
 print_once = functools.cache(print)    # prints a line, but not again: all workers make the same complaint
+answered = set()    # slice numbers
 
 
 @functools.cache    # who presses Ctrl-C, presses it twice: the second time does nothing
@@ -117,6 +118,36 @@ def stop(problem):
     loop.call_soon_threadsafe(sys.exit, problem)
 
 
+job.on('readystatechange', lambda state: print('State:', state))
+job.on('accepted', lambda _: print(f'  Job ID: {job.id}\n  Job accepted, awaiting results...'))
+job.on('cancel', lambda event: stop(f'DCP has cancelled the job: {event.reason}.'))
+job.on('nofunds', lambda event: print_once(
+    f'  No funds: the job waits until the account has {event.fundsRequired} more compute credits.'))
+
+
+@job.on('result')
+def on_result(event):
+    """Print what your server answered to the worker: the result itself does not pass through DCP."""
+    answered.add(event.sliceNumber)
+    mark = '✔' if event.result == 'Result received' else '✘'
+    print(f'    {mark} Slice {int(event.sliceNumber)}: {event.result}')
+
+
+@job.on('error')
+def on_error(error):
+    hint = f' Start the worker with --allow-origin {data.origin}' if error.code == 'EPERM_ORIGIN' else ''
+    print_once(f'  A worker: {error.message}{hint}')
+
+
+def remind(n_before):
+    """Every 30 s, say so if no more slices have been answered than the last time."""
+    if len(answered) == n_before:
+        print('  No result for 30 s: see what server.py logs, and "Nothing happens?" in README.md.')
+    loop.call_later(30, remind, len(answered))
+
+
+# ENDINGS (skip this at first): whatever happens is told in a line, and no job is left that costs money.
+# All of it happens inside job.exec() and job.wait(): stop() ends them, and then RUN calls cancel().
 def on_failure(_, context):
     """Hear of an error inside dcp: if it cannot deploy the job, job.exec() would wait for ever."""
     error = context.get('exception')
@@ -129,9 +160,10 @@ def on_failure(_, context):
 
 
 def cancel(problem):
-    """Cancel the job if DCP has it, and end this script. DCP has it once it has answered with its address."""
+    """Cancel the job if DCP has it, which is so once it has a DCP address. Then end this script."""
+    # If DCP is silent, this ends the wait for the address, or for the answer to job.cancel():
     loop.call_later(10, sys.exit, f'{problem} DCP does not answer: job {job.id} may still run.')
-    while problem == 'Stopped.' and job.readyState == 'deploying' and not job.address:    # it may answer yet
+    while problem == 'Stopped.' and job.readyState == 'deploying' and not job.address:
         loop.run_until_complete(asyncio.sleep(0.1))
     if not job.address or job.receivedStop:    # DCP does not have it, or has cancelled it
         sys.exit(problem)
@@ -161,36 +193,6 @@ pm.eval('''WebAssembly.instantiate = async (bytes, imports) => ({
     instance: new WebAssembly.Instance(new WebAssembly.Module(bytes), imports)
 })''')
 
-# EVENTS
-answered = set()    # slice numbers
-job.on('readystatechange', lambda state: print('State:', state))
-job.on('accepted', lambda _: print(f'  Job ID: {job.id}\n  Job accepted, awaiting results...'))
-job.on('cancel', lambda event: stop(f'DCP has cancelled the job: {event.reason}.'))
-job.on('nofunds', lambda event: print_once(
-    f'  No funds: the job waits until the account has {event.fundsRequired} more compute credits.'))
-
-
-@job.on('result')
-def on_result(event):
-    """Print what your server answered to the worker: the result itself does not pass through DCP."""
-    answered.add(event.sliceNumber)
-    mark = '✔' if event.result == 'Result received' else '✘'
-    print(f'    {mark} Slice {int(event.sliceNumber)}: {event.result}')
-
-
-@job.on('error')
-def on_error(error):
-    hint = f' Start it with --allow-origin {data.origin}' if error.code == 'EPERM_ORIGIN' else ''
-    print_once(f'  A worker: {error.message}{hint}')
-
-
-def remind(n_before):
-    """Every 30 s, say so if no more slices have been answered than the last time."""
-    if len(answered) == n_before:
-        print('  No result for 30 s: see what server.py logs, and "Nothing happens?" in README.md.')
-    loop.call_later(30, remind, len(answered))
-
-
 # RUN
 if not slices:
     sys.exit('There are no slices.')
@@ -200,7 +202,7 @@ try:
     job.exec()               # returns when DCP has the job; exec(0.1) offers 0.1 compute credits per slice
     answers = job.wait()     # returns when all slices are done: what your server answered for each
 except SystemExit as end:    # from stop()
-    cancel(end.code)
+    cancel(end.code)         # ends this script
 stored = {number for number, answer in enumerate(answers, 1) if answer == 'Result received'}
 missing = [number for number in range(1, len(slices) + 1) if number not in stored]
 if missing:

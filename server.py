@@ -103,7 +103,7 @@ lock = threading.Lock()    # one result after the other: each request has a thre
 def store(job, slice_number, row):
     """Append a result to its job's results file, as a line, and return once it is on the disk."""
     with lock:
-        slices = stored.pop(job, None) or stored_slices(job)    # popped: after a failure, look again
+        slices = stored.pop(job, None) or stored_slices(job)    # not put back after a failure: look again
         if slice_number not in slices:
             columns = tuple(row)
             path, size = files.get((job, columns)) or (new_path(), 0)
@@ -215,6 +215,6 @@ if __name__ == '__main__':
     print(f' * DCP results endpoint: {url}/dcp-results', flush=True)
     app.logger.info('That address is a guess: if workers cannot reach it, try another one of this machine.')
     if not access_key:
-        app.logger.warning('Whoever reaches it may read the data: see access_key.')
+        app.logger.warning('Whoever reaches it may read data and results: see access_key.')
     socket.setdefaulttimeout(10)    # seconds for which a client may be silent: with TLS all wait for it
     app.run('0.0.0.0', port, debug=False, ssl_context=certificate)    # prints two lines more

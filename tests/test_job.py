@@ -143,7 +143,7 @@ def test_slip_is_told(shared, old, new, line):
     ('--fault late', 'State: deploying', SIGTERM, CANCELLED),
     ('', 'Slice', SIGHUP, CANCELLED),
     ('--workers 0', '^  No result for 30 s', SIGINT, CANCELLED),
-    ('--allow-origin http://a', r'Start it with --allow-origin http://127.0.0.1:\d+$', SIGINT, CANCELLED),
+    ('--allow-origin http://a', r'Start the worker with --allow-origin http://127.0.0.1:\d+$', SIGINT, CANCELLED),
     ('--fault no-answer', 'State: deploying', SIGTERM, LOST),
     ('--fault lost', 'Slice', SIGHUP, LOST),
     ('--fault cancel', 'Slice', 0, '^DCP has cancelled the job: the mocked scheduler'),    # no signal
@@ -190,7 +190,7 @@ def test_whole_job_over_https(project):
 
 
 def test_webassembly_is_compiled_in_the_foreground(shared):    # in the background, PythonMonkey may freeze
-    shared.edit('remote-job.py', '# EVENTS\n', """
+    shared.edit('remote-job.py', '# RUN\n', """
 async def compile(done):
     for _ in range(100):
         pm.eval('(f) => WebAssembly.instantiate(Uint8Array.of(0, 97, 115, 109, 1, 0, 0, 0)).then(f)')(done)

@@ -38,7 +38,7 @@ def test_start_prints_four_lines_and_the_log_says_what_happens_until_ctrl_c(serv
     assert served.server.status == 0
     assert served.server.lines[1:] == [f' * DCP results endpoint: {url}/dcp-results',
                                        " * Serving Flask app 'server'", ' * Debug mode: off']
-    log = ['That address is a guess.*', 'Whoever reaches it may read the data.*', '[0-9.]+ fetches the data',
+    log = ['That address is a guess.*', 'Whoever reaches it may read data and results.*', '[0-9.]+ fetches the data',
            '[0-9.]+ slice 7: Result received', "[0-9.]+ '?GET '?/nothing' refused: 404 .*"]
     assert re.fullmatch('\n'.join(f'..:..:.. {line}' for line in log), '\n'.join(served.server.errors))
 
