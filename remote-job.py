@@ -99,7 +99,7 @@ job = dcp.compute_for(slices, work_function, [data, *arguments])    # calls it w
 job.computeGroups = [{'joinKey': 'demo', 'joinSecret': 'dcp'}]    # without it: strangers' workers
 job.worktime = 'map-basic'    # the work function is JavaScript
 job.setResultStorage(f'{server_url}/dcp-results',    # <<<<<< workers post results there, with this:
-                     {'job': job.id, 'of': str(len(slices))})
+                     {'job': job.id, 'of': str(len(slices))})    # each start has a job.id of its own
 
 # PUBLIC INFO: anybody may see this
 job.public.name = 'PsA signature search'
@@ -194,8 +194,8 @@ pm.eval('''WebAssembly.instantiate = async (bytes, imports) => ({
 })''')
 
 # RUN
-if not slices:
-    sys.exit('There are no slices.')
+if not slices or not job.resultStorageType:
+    sys.exit('There are no slices, or results would pass through DCP: job.setResultStorage is missing.')
 check_syntax()
 loop.call_later(30, remind, 0)
 try:

@@ -127,6 +127,7 @@ def test_scheduler_does_not_answer(shared):
     (PATH, '/input/utf16.txt', "^No data at .*can't decode byte"),
     *[('= 5, 9  ', f'= {slip}  ', '^No slices can be made of 5000 ') for slip in ('9, 5', '6000, 6000', '1, 9.5')],
     ('n_signatures = 10', 'n_signatures = 0', '^There are no slices'),
+    ('job.setResultStorage(f', 'print(f', '^There are no slices, or results would pass through DCP'),
     *[('[slices, [classes, folds]]', f'[[1], [{value}]]', '^No slices can be made of')
       for value in ("b''", '{1.0}', '1j', "__import__('datetime').date.max", "__import__('numpy').ones(2)")],
     (PROGRESS, 'progress(;', f'^Work function: .* remote-job.py, on line {NUMBER}, column'),

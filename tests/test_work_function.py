@@ -150,7 +150,6 @@ def error(data=TABLE, signature=(1, 2, 3), classes=CLASSES, folds=10, source=WOR
     (r'\nPsoriasis.*', '', 'too few samples'),
     (r'\nPsoriasis.*(?=[^§]*Psoriasis)', '', 'too few samples'),    # all but one
     ('\n', '\r', 'too few samples'),
-    ('[^§]+', '', 'too few samples'),
     (r'\A.*\n', '', 'the first line must name the columns'),    # else a sample would do, and its values be told
     ('[^§]+', '<html>\n<p>Not found</p>\n', 'must begin with'),
 ])
