@@ -106,21 +106,21 @@ job.public.name = 'PsA signature search'
 job.public.description = 'Scores random gene signatures that tell psoriatic arthritis from psoriasis'
 job.public.link = 'https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE57383'
 
+# CHECKS, before DCP gets the job
+if not slices or not job.resultStorageType:
+    sys.exit('There are no slices, or results would pass through DCP: job.setResultStorage is missing.')
+before = pathlib.Path(__file__).read_text('utf-8').partition(work_function)[0]    # for its line number
+try:
+    pm.eval(f'({work_function})', {'filename': __file__, 'lineno': before.count('\n') + 1})
+except pm.SpiderMonkeyError as error:
+    sys.exit(f'Work function: {error}')
+
 # EVENTS
 loop = asyncio.get_event_loop()    # job.exec() and job.wait() run it
 print_once = functools.cache(print)    # prints a line, but not again: all workers make the same complaint
 answered = set()    # slice numbers
-
-
-@functools.cache    # who presses Ctrl-C, presses it twice: the second time does nothing
-def stop(problem):
-    """End job.exec() or job.wait() with SystemExit. (In an event handler, sys.exit() would end only that.)"""
-    loop.call_soon_threadsafe(sys.exit, problem)
-
-
 job.on('readystatechange', lambda state: print('State:', state))
 job.on('accepted', lambda _: print(f'  Job ID: {job.id}\n  Job accepted, awaiting results...'))
-job.on('cancel', lambda event: stop(f'DCP has cancelled the job: {event.reason}.'))
 job.on('nofunds', lambda event: print_once(
     f'  No funds: the job waits until the account has {event.fundsRequired} more compute credits.'))
 
@@ -147,46 +147,49 @@ def remind(n_before):
 
 
 # ENDINGS (skip this at first): whatever happens is told in a line, and no job is left that costs money.
-# All of it happens inside job.exec() and job.wait(): stop() ends them, and then RUN calls cancel().
+# Three things call stop(): a signal, DCP, and an error inside dcp. After it, RUN calls cancel().
+@functools.cache    # who presses Ctrl-C, presses it twice: the second time does nothing
+def stop(problem):
+    """End job.exec() or job.wait() with SystemExit. (In an event handler, sys.exit() would end only that.)"""
+    loop.call_soon_threadsafe(sys.exit, problem)
+
+
+for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGINT)):
+    if signal.getsignal(number) != signal.SIG_IGN:    # Ctrl-C, kill, a closed terminal (but not under nohup)
+        signal.signal(number, lambda *_: stop('Stopped.'))
+
+job.on('cancel', lambda event: stop(f'DCP has cancelled the job: {event.reason}.'))
+
+
 def on_failure(_, context):
     """Hear of an error inside dcp: if it cannot deploy the job, job.exec() would wait for ever."""
     error = context.get('exception')
     if isinstance(error, pm.SpiderMonkeyError):
         problem = error.jsError['message'].splitlines()[0]
-        if job.connected:    # it runs, and goes on
+        if job.connected:    # it is deployed, and goes on
             print_once(f'  Problem: {problem}')
         else:
             stop(f'Job cannot be deployed: {problem.replace("compute groups", "job.computeGroups")}.')
 
 
+loop.set_exception_handler(on_failure)
+
+
 def cancel(problem):
-    """Cancel the job if DCP has it, which is so once it has a DCP address. Then end this script."""
-    # If DCP is silent, this ends the wait for the address, or for the answer to job.cancel():
+    """Cancel the job, if DCP has it, and end this script with a line. A job that DCP has, has an address."""
+    # In case DCP is silent, which would be waited for below:
     loop.call_later(10, sys.exit, f'{problem} DCP does not answer: job {job.id} may still run.')
+    # Who stops while the job is on its way to DCP, first waits until it has arrived:
     while problem == 'Stopped.' and job.readyState == 'deploying' and not job.address:
         loop.run_until_complete(asyncio.sleep(0.1))
     if not job.address or job.receivedStop:    # DCP does not have it, or has cancelled it
         sys.exit(problem)
     try:
-        job.cancel(problem)
+        job.cancel(problem)    # DCP is told why
     except pm.SpiderMonkeyError as error:
         sys.exit(f'{problem} DCP on cancelling job {job.id}: {error.jsError["message"]}')
     sys.exit(f'{problem} The job is cancelled.')
 
-
-def check_syntax():
-    """End this script if the work function is no JavaScript, and say in which line of this file."""
-    before = pathlib.Path(__file__).read_text('utf-8').partition(work_function)[0]
-    try:
-        pm.eval(f'({work_function})', {'filename': __file__, 'lineno': before.count('\n') + 1})
-    except pm.SpiderMonkeyError as error:
-        sys.exit(f'Work function: {error}')
-
-
-loop.set_exception_handler(on_failure)
-for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGINT)):
-    if signal.getsignal(number) != signal.SIG_IGN:    # Ctrl-C, kill, a closed terminal (but not under nohup)
-        signal.signal(number, lambda *_: stop('Stopped.'))
 
 # PythonMonkey may freeze when WebAssembly, with which dcp signs, is compiled in the background: so don't.
 pm.eval('''WebAssembly.instantiate = async (bytes, imports) => ({
@@ -194,9 +197,6 @@ pm.eval('''WebAssembly.instantiate = async (bytes, imports) => ({
 })''')
 
 # RUN
-if not slices or not job.resultStorageType:
-    sys.exit('There are no slices, or results would pass through DCP: job.setResultStorage is missing.')
-check_syntax()
 loop.call_later(30, remind, 0)
 try:
     job.exec()               # returns when DCP has the job; exec(0.1) offers 0.1 compute credits per slice

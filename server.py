@@ -1,10 +1,5 @@
 """Serve data to DCP workers, and store the results that they post: neither passes through DCP's scheduler."""
-import csv
-import json
-import logging
-import os
-import socket
-import threading
+import csv, json, logging, os, socket, threading
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -186,7 +181,7 @@ def admit_browser_workers(response):
     """Let the listed web pages read the answers, in the way that browsers ask for (CORS)."""
     response.headers['X-Content-Type-Options'] = 'nosniff'    # browsers must not take data for a page
     response.vary.add('Origin')
-    if request.headers.get('Origin', '') in browser_origins:
+    if request.headers.get('Origin', 'none') in browser_origins:
         response.headers['Access-Control-Allow-Origin'] = request.headers['Origin']
         response.headers['Access-Control-Allow-Headers'] = 'Content-Type'
     return response
@@ -204,17 +199,19 @@ def refuse(error):
 
 # RUN
 if __name__ == '__main__':
-    for path in (data_file, *(certificate or ())):
-        if not (here / path).is_file():
-            raise SystemExit(f'There is no {path}: put it there, or change the settings of server.py.')
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect_ex(('192.0.2.1', 9))    # sends nothing, but chooses the network interface
         address = probe.getsockname()[0].replace('0.0.0.0', '127.0.0.1')    # 0.0.0.0: there is no network
     url = f'{"https" if certificate else "http"}://{address}:{port}/{access_key}'.rstrip('/')
-    print(f' * Serving data on: {url}')
-    print(f' * DCP results endpoint: {url}/dcp-results', flush=True)
-    app.logger.info('That address is a guess: if workers cannot reach it, try another one of this machine.')
-    if not access_key:
-        app.logger.warning('Whoever reaches it may read data and results: see access_key.')
-    socket.setdefaulttimeout(10)    # seconds for which a client may be silent: with TLS all wait for it
-    app.run('0.0.0.0', port, debug=False, ssl_context=certificate)    # prints two lines more
+    try:
+        for path in (data_file, *(certificate or ())):
+            open(here / path).close()
+        print(f' * Serving data on: {url}')
+        print(f' * DCP results endpoint: {url}/dcp-results', flush=True)
+        app.logger.info('That address is a guess: if workers cannot reach it, try another of this machine.')
+        if not access_key:
+            app.logger.warning('Whoever reaches it may read data and results: see access_key.')
+        socket.setdefaulttimeout(10)    # seconds for which a client may be silent: with TLS all wait for it
+        app.run('0.0.0.0', port, debug=False, ssl_context=certificate)    # prints two lines more
+    except (OSError, TypeError, ValueError) as error:    # no such file, no certificate, no number
+        raise SystemExit(f'server.py cannot run with these settings: {error}')

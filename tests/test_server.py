@@ -60,8 +60,8 @@ def test_it_works_however_it_is_started(project, command):
 
 
 @pytest.mark.parametrize('old, new, line', [
-    ('certificate = None', "certificate = here / 'none.pem', here / 'key.pem'", r'There is no .*none\.pem'),
-    ("here / 'input' / 'GSE57383_ps_psa.txt'", "'none.txt'", r'There is no .*none\.txt: put it there'),
+    ('certificate = None', "certificate = here / 'server.py'", r'settings: .*must be an iterable'),
+    ("here / 'input' / 'GSE57383_ps_psa.txt'", "'none.txt'", r'settings: .*none\.txt'),
     ('debug=False', 'debug=False', 'Port [0-9]+ is in use')], ids=['certificate', 'data', 'port'])
 def test_server_that_cannot_start_says_why(project, old, new, line):
     project.edit('server.py', old, new)
