@@ -1,6 +1,6 @@
 """Score random gene signatures that tell psoriatic arthritis from psoriasis: a DCP job with remote data."""
 import asyncio, functools, json, pathlib, random, signal, socket, sys, urllib.request
-signal.signal(signal.SIGINT, signal.SIG_DFL)    # until ENDINGS, Ctrl-C just ends this
+signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C just ends this script, until ENDINGS
 import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp imports nest_asyncio, which fails on Python 3.14
 import dcp
@@ -8,7 +8,7 @@ import pythonmonkey as pm                       # runs JavaScript, which most of
 
 # KEYS
 socket.setdefaulttimeout(10)    # seconds to wait for DCP and server.py
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # what fails here is raised as well
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # not told twice: it is raised below
 try:
     dcp.init()
     dcp.identity.set(dcp.wallet.get('id'))       # owns the job: ~/.dcp/id.keystore
@@ -21,7 +21,7 @@ n_signatures = 10
 min_length, max_length = 5, 9                    # probesets in a signature
 random.seed(42)                                  # another seed gives other signatures
 classes = ['Psoriasis', 'Psoriatic Arthritis']   # the two labels in the first column of the table
-folds = 10                                       # of the cross-validation: each class is dealt out to them
+folds = 10                                       # of the cross-validation: each class is dealt evenly to them
 # As server.py prints it:
 server_url = 'http://127.0.0.1:5001'
 
@@ -38,13 +38,13 @@ except Exception as error:    # of many kinds: no answer, no data there, no addr
 # INPUT SET: a slice is a signature, as a list of column numbers
 try:
     slices = [random.sample(columns, random.randint(min_length, max_length)) for _ in range(n_signatures)]
-    as_json = json.dumps([slices, [classes, folds]])    # has no tuples, which would not arrive at workers
-    slices, arguments = json.loads(as_json, parse_int=float)    # nor would ints
+    as_json = json.dumps([slices, [classes, folds]])    # lists for tuples, which would not arrive as such
+    slices, arguments = json.loads(as_json, parse_int=float)    # floats for ints: the same
 except (TypeError, ValueError) as error:
     sys.exit(f'No slices can be made of {len(columns)} tab-separated probesets and these settings: {error}')
 
 # WORK FUNCTION: a worker calls it for each slice, with the arguments. README.md explains its JavaScript.
-work_function = r'''(signature, data, classes, folds) => {    // data is the text of the table by now
+work_function = r'''(signature, data, classes, folds) => {    // data arrives as the text of the table
   // TABLE: rows of cells. (Errors must quote none of them, as they pass through DCP's scheduler.)
   const [header, ...rows] = data.trimEnd().replaceAll('\r', '').split('\n').map((line) => line.split('\t'));
   if (classes.map(String).includes(header[0])) throw Error('the first line must name the columns');
@@ -52,9 +52,9 @@ work_function = r'''(signature, data, classes, folds) => {    // data is the tex
   for (const [i, row] of rows.entries()) {
     const line = `line ${i + 2} of the table`;
     if (row.length !== header.length) throw Error(`${line} has not as many cells as the first`);
-    const group = groups[classes.map(String).indexOf(row[0])];
+    const group = groups[classes.map(String).indexOf(row[0])];    // undefined if it is neither
     if (!group) throw Error(`${line} must begin with ${classes.join(' or ')}, without quotes`);
-    const values = signature.map((column) => Number(row[column].trim() || NaN));    // Number('') is 0
+    const values = signature.map((column) => Number(row[column].trim() || NaN));    // no 0 for ''
     if (!values.every(Number.isFinite)) throw Error(`${line}: no number in a column of ${signature}`);
     group.push({ values, fold: group.length % folds, scores: {} });
   }
@@ -62,7 +62,7 @@ work_function = r'''(signature, data, classes, folds) => {    // data is the tex
   // CLASSIFIERS: they tell how similar a sample is to known ones, as a number above 0: more if more similar.
   const mean = (numbers) => numbers.reduce((total, number) => total + number, 0) / numbers.length;
   const columnMeans = (known) => known[0].map((_, i) => mean(known.map((other) => other[i])));
-  const similarity = (a, b) => 1 / (1 + mean(a.map((value, i) => (value - b[i]) ** 2)));    // 1: equal
+  const similarity = (a, b) => 1 / (1 + mean(a.map((value, i) => (value - b[i]) ** 2)));    // 1 if equal
   const classifiers = {
     centroid: (values, known) => similarity(values, columnMeans(known)),
     neighbour: (values, known) => Math.max(...known.map((other) => similarity(values, other))),
@@ -98,8 +98,8 @@ work_function = r'''(signature, data, classes, folds) => {    // data is the tex
 job = dcp.compute_for(slices, work_function, [data, *arguments])    # calls it with a slice, data, ...
 job.computeGroups = [{'joinKey': 'demo', 'joinSecret': 'dcp'}]    # without it: strangers' workers
 job.worktime = 'map-basic'    # the work function is JavaScript
-job.setResultStorage(f'{server_url}/dcp-results',    # <<<<<< workers post results there, with this:
-                     {'job': job.id, 'of': str(len(slices))})    # each start has a job.id of its own
+job.setResultStorage(f'{server_url}/dcp-results',    # <<<<<< workers post results there, with these
+                     {'job': job.id, 'of': str(len(slices))})    # form fields. job.id is new at each start
 
 # PUBLIC INFO: anybody may see this
 job.public.name = 'PsA signature search'
@@ -109,9 +109,10 @@ job.public.link = 'https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE57383'
 # CHECKS, before DCP gets the job
 if not slices or not job.resultStorageType:
     sys.exit('There are no slices, or results would pass through DCP: job.setResultStorage is missing.')
-before = pathlib.Path(__file__).read_text('utf-8').partition(work_function)[0]    # for its line number
+text_before = pathlib.Path(__file__).read_text('utf-8').partition(work_function)[0]
+first_line = text_before.count('\n') + 1    # of the work function, in this file: errors name the line
 try:
-    pm.eval(f'({work_function})', {'filename': __file__, 'lineno': before.count('\n') + 1})
+    pm.eval(f'({work_function})', {'filename': __file__, 'lineno': first_line})    # only parses it
 except pm.SpiderMonkeyError as error:
     sys.exit(f'Work function: {error}')
 
@@ -130,7 +131,7 @@ def on_result(event):
     """Print what your server answered to the worker: the result itself does not pass through DCP."""
     answered.add(event.sliceNumber)
     mark = '✔' if event.result == 'Result received' else '✘'
-    print(f'    {mark} Slice {int(event.sliceNumber)}: {event.result}')
+    print(f'    {mark} Slice {int(event.sliceNumber)}: {event.result}')    # it is a float
 
 
 @job.on('error')
@@ -154,11 +155,10 @@ def stop(problem):
     loop.call_soon_threadsafe(sys.exit, problem)
 
 
+job.on('cancel', lambda event: stop(f'DCP has cancelled the job: {event.reason}.'))
 for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGINT)):
     if signal.getsignal(number) != signal.SIG_IGN:    # Ctrl-C, kill, a closed terminal (but not under nohup)
         signal.signal(number, lambda *_: stop('Stopped.'))
-
-job.on('cancel', lambda event: stop(f'DCP has cancelled the job: {event.reason}.'))
 
 
 def on_failure(_, context):
@@ -176,10 +176,10 @@ loop.set_exception_handler(on_failure)
 
 
 def cancel(problem):
-    """Cancel the job, if DCP has it, and end this script with a line. A job that DCP has, has an address."""
-    # In case DCP is silent, which would be waited for below:
+    """Cancel the job if DCP has it, which has given it an address then, and end this script."""
+    # Wait for DCP no longer than 10 s:
     loop.call_later(10, sys.exit, f'{problem} DCP does not answer: job {job.id} may still run.')
-    # Who stops while the job is on its way to DCP, first waits until it has arrived:
+    # When stopped while the job is on its way to DCP, wait until it has arrived:
     while problem == 'Stopped.' and job.readyState == 'deploying' and not job.address:
         loop.run_until_complete(asyncio.sleep(0.1))
     if not job.address or job.receivedStop:    # DCP does not have it, or has cancelled it
@@ -191,7 +191,7 @@ def cancel(problem):
     sys.exit(f'{problem} The job is cancelled.')
 
 
-# PythonMonkey may freeze when WebAssembly, with which dcp signs, is compiled in the background: so don't.
+# WORKAROUND: PythonMonkey may freeze if WebAssembly, which dcp signs with, is compiled in the background.
 pm.eval('''WebAssembly.instantiate = async (bytes, imports) => ({
     instance: new WebAssembly.Instance(new WebAssembly.Module(bytes), imports)
 })''')

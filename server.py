@@ -19,7 +19,7 @@ access_key = ''                           # letters and digits: if set, every ad
 certificate = None                        # for https: (here / 'certificate.pem', here / 'private_key.pem')
 max_result_size = 1_000_000               # bytes of the form that is posted
 
-data_file, results_folder = here / data_file, here / results_folder    # in case they are only names
+data_file, results_folder = here / data_file, here / results_folder    # a mere name is one in this folder
 app = Flask('server', static_folder=None)
 app.config.update(MAX_CONTENT_LENGTH=max_result_size, MAX_FORM_MEMORY_SIZE=max_result_size)
 logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
@@ -90,7 +90,7 @@ def as_cell(value):
     return value if is_plain else json.dumps(value)
 
 
-files = {}     # (job, columns): the file that the next such result goes to, and its size after the last one
+files = {}     # (job, columns): the path of such results, and the size that this server left it with
 stored = {}    # job: its slices that have a result, as DCP may compute a slice twice
 lock = threading.Lock()    # one result after the other: each request has a thread of its own
 
@@ -98,14 +98,15 @@ lock = threading.Lock()    # one result after the other: each request has a thre
 def store(job, slice_number, row):
     """Append a result to its job's results file, as a line, and return once it is on the disk."""
     with lock:
-        slices = stored.pop(job, None) or stored_slices(job)    # not put back after a failure: look again
+        # Taken out, and put back at the end: after a failure, the files are read again.
+        slices = stored.pop(job, None) or stored_slices(job)
         if slice_number not in slices:
             columns = tuple(row)
             path, size = files.get((job, columns)) or (new_path(), 0)
             if size != (path.stat().st_size if path.exists() else 0):    # edited, or cut by a full disk
                 app.logger.warning('%s has changed: results go on in a new file', path.name)
                 path, size = new_path(), 0
-            files[job, columns] = path, size
+            files[job, columns] = path, size    # as it is without this result, should writing fail
             header = [('job', 'slice', *columns)] if size == 0 else []
             append(path, [*header, (job, slice_number, *row.values())])
             files[job, columns] = path, path.stat().st_size
@@ -157,7 +158,7 @@ def send_results(name):
 @app.get('/')
 def send_page():
     """Send a web page that shows the results as they arrive."""
-    return send_file(here / 'results' / 'page.html')
+    return send_file(here / 'results' / 'page.html')    # wherever results_folder is
 
 
 # WHO MAY COME IN
@@ -168,12 +169,12 @@ if access_key:    # then /key/health is taken for /health, and so on
 @app.before_request
 def refuse_strangers():
     """Refuse whoever lacks the access key, and web pages that are not on the list."""
-    if access_key and not request.root_path.endswith(f'/{access_key}'):    # what is before request.path
+    if access_key and not request.root_path.endswith(f'/{access_key}'):    # /key, if it was there
         abort(404, 'the address does not begin with the access key')
     if request.headers.get('Origin') not in (None, *browser_origins):    # only browsers send it
         abort(403, 'this web page may not use this server: see browser_origins in server.py')
     if request.method == 'POST' and request.content_length is None:
-        abort(411)    # a longer one would be cut at max_result_size, and not refused
+        abort(411)    # of unknown length: would be cut at max_result_size, and not refused
 
 
 @app.after_request
@@ -205,7 +206,7 @@ if __name__ == '__main__':
     url = f'{"https" if certificate else "http"}://{address}:{port}/{access_key}'.rstrip('/')
     try:
         for path in (data_file, *(certificate or ())):
-            open(here / path).close()
+            open(here / path).close()    # can it be read?
         print(f' * Serving data on: {url}')
         print(f' * DCP results endpoint: {url}/dcp-results', flush=True)
         app.logger.info('That address is a guess: if workers cannot reach it, try another of this machine.')
