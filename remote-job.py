@@ -58,7 +58,7 @@ work_function = r'''(signature, data, classes, folds) => {    // data arrives as
     if (!values.every(Number.isFinite)) throw Error(`${line}: no number in a column of ${signature}`);
     group.push({ values, fold: group.length % folds, scores: {} });
   }
-  if (groups.some((group) => group.length < 2) || !(folds >= 2)) throw Error('too few samples, or folds');
+  if (groups.some((g) => g.length < 2) || !(folds > 1) || folds % 1) throw Error('too few samples or folds');
   // CLASSIFIERS: they tell how similar a sample is to known ones, as a number above 0: more if more similar.
   const mean = (numbers) => numbers.reduce((total, number) => total + number, 0) / numbers.length;
   const columnMeans = (known) => known[0].map((_, i) => mean(known.map((other) => other[i])));
@@ -107,14 +107,14 @@ job.public.description = 'Scores random gene signatures that tell psoriatic arth
 job.public.link = 'https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE57383'
 
 # CHECKS, before DCP gets the job
-if not slices or not job.resultStorageType:
-    sys.exit('There are no slices, or results would pass through DCP: job.setResultStorage is missing.')
-text_before = pathlib.Path(__file__).read_text('utf-8').partition(work_function)[0]
-first_line = text_before.count('\n') + 1    # of the work function, in this file: errors name the line
-try:
-    pm.eval(f'({work_function})', {'filename': __file__, 'lineno': first_line})    # only parses it
-except pm.SpiderMonkeyError as error:
-    sys.exit(f'Work function: {error}')
+if not all([slices, job.resultStorageType, job.computeGroups]) or "'public'" in str(job.computeGroups):
+    sys.exit('Missing: slices, job.setResultStorage (else DCP gets the results), or your job.computeGroups.')
+if isinstance(work_function, str):    # not a URL
+    lines_before = pathlib.Path(__file__).read_text('utf-8').partition(work_function)[0].count('\n')
+    try:    # This only parses it. Errors name their line in this file:
+        pm.eval(f'({work_function})', {'filename': __file__, 'lineno': lines_before + 1})
+    except pm.SpiderMonkeyError as error:
+        sys.exit(f'Work function: {error}')
 
 # EVENTS
 loop = asyncio.get_event_loop()    # job.exec() and job.wait() run it
@@ -164,7 +164,7 @@ for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGHUP', signal.S
 def on_failure(_, context):
     """Hear of an error inside dcp: if it cannot deploy the job, job.exec() would wait for ever."""
     error = context.get('exception')
-    if isinstance(error, pm.SpiderMonkeyError):
+    if isinstance(error, pm.SpiderMonkeyError):    # dcp's
         problem = error.jsError['message'].splitlines()[0]
         if job.connected:    # it is deployed, and goes on
             print_once(f'  Problem: {problem}')
@@ -186,15 +186,14 @@ def cancel(problem):
         sys.exit(problem)
     try:
         job.cancel(problem)    # DCP is told why
-    except pm.SpiderMonkeyError as error:
+    except pm.SpiderMonkeyError as error:    # it does not want to
         sys.exit(f'{problem} DCP on cancelling job {job.id}: {error.jsError["message"]}')
     sys.exit(f'{problem} The job is cancelled.')
 
 
 # WORKAROUND: PythonMonkey may freeze if WebAssembly, which dcp signs with, is compiled in the background.
-pm.eval('''WebAssembly.instantiate = async (bytes, imports) => ({
-    instance: new WebAssembly.Instance(new WebAssembly.Module(bytes), imports)
-})''')
+pm.eval('WebAssembly.instantiate = async (bytes, imports) => '
+        '({ instance: new WebAssembly.Instance(new WebAssembly.Module(bytes), imports) })')
 
 # RUN
 loop.call_later(30, remind, 0)

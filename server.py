@@ -55,7 +55,7 @@ def receive_result():
 
     A worker posts a form: `element` is the slice's number, `content` the result, as JSON. `job` and `of`, the
     number of slices, are from setResultStorage in remote-job.py."""
-    job, slice_number = request.form['job'], request.form['element']
+    job, slice_number = request.form.get('job', ''), request.form.get('element', '')
     if not (job.isalnum() and slice_number.isdecimal()):
         abort(400, 'job or element is malformed')
     try:
@@ -90,37 +90,39 @@ def as_cell(value):
     return value if is_plain else json.dumps(value)
 
 
-files = {}     # (job, columns): the path of such results, and the size that this server left it with
 stored = {}    # job: its slices that have a result, as DCP may compute a slice twice
+files = {}     # (job, columns): the path of its results file, and the size that this server left it with
 lock = threading.Lock()    # one result after the other: each request has a thread of its own
 
 
 def store(job, slice_number, row):
-    """Append a result to its job's results file, as a line, and return once it is on the disk."""
+    """Store a slice's result, once. Return when it is on the disk."""
     with lock:
-        # Taken out, and put back at the end: after a failure, the files are read again.
-        slices = stored.pop(job, None) or stored_slices(job)
+        slices = stored.pop(job, None) or stored_slices(job)    # if append() fails, they are read again
         if slice_number not in slices:
-            columns = tuple(row)
-            path, size = files.get((job, columns)) or (new_path(), 0)
-            if size != (path.stat().st_size if path.exists() else 0):    # edited, or cut by a full disk
-                app.logger.warning('%s has changed: results go on in a new file', path.name)
-                path, size = new_path(), 0
-            files[job, columns] = path, size    # as it is without this result, should writing fail
-            header = [('job', 'slice', *columns)] if size == 0 else []
-            append(path, [*header, (job, slice_number, *row.values())])
-            files[job, columns] = path, path.stat().st_size
+            append(job, slice_number, row)
             slices.add(slice_number)
         stored[job] = slices
 
 
-def append(path, rows):
-    """Append rows of cells to a tab-separated file, down to the disk."""
+def append(job, slice_number, row):
+    """Append a line to the results file of this job and these columns. Begin a new one if it has changed."""
+    columns = tuple(row)
+    path, expected_size = files.get((job, columns)) or (new_path(), 0)
+    size = path.stat().st_size if path.exists() else 0
+    if size != expected_size:    # somebody edited it, or a full disk cut its last line
+        app.logger.warning('%s has changed: results go on in a new file', path.name)
+        path, size = new_path(), 0
+    files[job, columns] = path, size    # what to expect if what follows fails
     results_folder.mkdir(parents=True, exist_ok=True)
     with open(path, 'a', newline='', encoding='utf-8') as file:
-        csv.writer(file, delimiter='\t', lineterminator='\n').writerows(rows)
+        writer = csv.writer(file, delimiter='\t', lineterminator='\n')
+        if size == 0:
+            writer.writerow(['job', 'slice', *columns])
+        writer.writerow([job, slice_number, *row.values()])
         file.flush()
-        os.fsync(file.fileno())
+        os.fsync(file.fileno())    # on the disk, not only on the way to it
+    files[job, columns] = path, path.stat().st_size
 
 
 def new_path():
@@ -137,8 +139,9 @@ def stored_slices(job):
     for path in map(results_folder.joinpath, list_results()):
         with open(path, 'r+b' if os.access(path, os.W_OK) else 'rb') as file:
             os.fsync(file.fileno())    # a server that was killed may have left lines on their way to the disk
-            lines = (line for line in file if line.startswith(f'{job}\t'.encode()) and line.endswith(b'\n'))
-            slices.update(line.split(b'\t')[1].decode() for line in lines)
+            for line in file:
+                if line.startswith(f'{job}\t'.encode()) and line.endswith(b'\n'):
+                    slices.add(line.split(b'\t')[1].decode())
     return slices
 
 
@@ -200,19 +203,18 @@ def refuse(error):
 
 # RUN
 if __name__ == '__main__':
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect_ex(('192.0.2.1', 9))    # sends nothing, but chooses the network interface
-        address = probe.getsockname()[0].replace('0.0.0.0', '127.0.0.1')    # 0.0.0.0: there is no network
-    url = f'{"https" if certificate else "http"}://{address}:{port}/{access_key}'.rstrip('/')
     try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect_ex(('192.0.2.1', port))    # sends nothing, but chooses the network interface
+            address = probe.getsockname()[0].replace('0.0.0.0', '127.0.0.1')    # 0.0.0.0: there is no network
+        url = f'{"https" if certificate else "http"}://{address}:{port}/{access_key}'.rstrip('/')
         for path in (data_file, *(certificate or ())):
             open(here / path).close()    # can it be read?
-        print(f' * Serving data on: {url}')
-        print(f' * DCP results endpoint: {url}/dcp-results', flush=True)
+        print(f' * Serving data on: {url}\n * DCP results endpoint: {url}/dcp-results', flush=True)
         app.logger.info('That address is a guess: if workers cannot reach it, try another of this machine.')
         if not access_key:
             app.logger.warning('Whoever reaches it may read data and results: see access_key.')
         socket.setdefaulttimeout(10)    # seconds for which a client may be silent: with TLS all wait for it
         app.run('0.0.0.0', port, debug=False, ssl_context=certificate)    # prints two lines more
-    except (OSError, TypeError, ValueError) as error:    # no such file, no certificate, no number
+    except Exception as error:    # no such file, no certificate, no number ...
         raise SystemExit(f'server.py cannot run with these settings: {error}')

@@ -164,7 +164,7 @@ def with_classifier(code):
 
 
 @pytest.mark.parametrize('slip, words', [
-    *[({'folds': folds}, 'too few samples, or folds') for folds in (0, 1, -2, None, float('nan'), 'ten')],
+    *[({'folds': folds}, 'too few samples or folds') for folds in (0, 1, 2.5, -2, None, float('nan'), 'ten')],
     *[({'signature': signature}, '') for signature in ([], [0, 1], [1, 4], [1.5], ['probeset1_at'])],
     *[({'classes': classes}, '') for classes in ([PS], ['healthy', PS, PSA], [PS, PS])],
     *[({'source': with_classifier(f'newest: () => {body}')}, 'newest gave no number > 0')
