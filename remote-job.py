@@ -106,12 +106,12 @@ job.public.name = 'PsA signature search'
 job.public.description = 'Scores random gene signatures that tell psoriatic arthritis from psoriasis'
 job.public.link = 'https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE57383'
 
-# CHECKS, before DCP gets the job
+# CHECKS, before DCP gets the job. ('public' is the compute group of strangers: DCP takes it if none is set.)
 if not all([slices, job.resultStorageType, job.computeGroups]) or "'public'" in str(job.computeGroups):
     sys.exit('Missing: slices, job.setResultStorage (else DCP gets the results), or your job.computeGroups.')
 if isinstance(work_function, str):    # not a URL
     lines_before = pathlib.Path(__file__).read_text('utf-8').partition(work_function)[0].count('\n')
-    try:    # This only parses it. Errors name their line in this file:
+    try:    # this only parses it, and names the line of this file if it is wrong
         pm.eval(f'({work_function})', {'filename': __file__, 'lineno': lines_before + 1})
     except pm.SpiderMonkeyError as error:
         sys.exit(f'Work function: {error}')
@@ -131,7 +131,7 @@ def on_result(event):
     """Print what your server answered to the worker: the result itself does not pass through DCP."""
     answered.add(event.sliceNumber)
     mark = '✔' if event.result == 'Result received' else '✘'
-    print(f'    {mark} Slice {int(event.sliceNumber)}: {event.result}')    # it is a float
+    print(f'    {mark} Slice {int(event.sliceNumber)}: {event.result}')    # numbers arrive as floats
 
 
 @job.on('error')
@@ -148,7 +148,7 @@ def remind(n_before):
 
 
 # ENDINGS (skip this at first): whatever happens is told in a line, and no job is left that costs money.
-# Three things call stop(): a signal, DCP, and an error inside dcp. After it, RUN calls cancel().
+# stop() is called by a signal, when DCP cancels the job, or when dcp fails. After it, RUN calls cancel().
 @functools.cache    # who presses Ctrl-C, presses it twice: the second time does nothing
 def stop(problem):
     """End job.exec() or job.wait() with SystemExit. (In an event handler, sys.exit() would end only that.)"""

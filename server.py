@@ -98,7 +98,7 @@ lock = threading.Lock()    # one result after the other: each request has a thre
 def store(job, slice_number, row):
     """Store a slice's result, once. Return when it is on the disk."""
     with lock:
-        slices = stored.pop(job, None) or stored_slices(job)    # if append() fails, they are read again
+        slices = stored.pop(job, None) or stored_slices(job)    # so if append() fails, they are read again
         if slice_number not in slices:
             append(job, slice_number, row)
             slices.add(slice_number)
@@ -106,7 +106,7 @@ def store(job, slice_number, row):
 
 
 def append(job, slice_number, row):
-    """Append a line to the results file of this job and these columns. Begin a new one if it has changed."""
+    """Append a line to the results file of this job and these columns. Begin a new one if it was edited."""
     columns = tuple(row)
     path, expected_size = files.get((job, columns)) or (new_path(), 0)
     size = path.stat().st_size if path.exists() else 0
@@ -165,7 +165,7 @@ def send_page():
 
 
 # WHO MAY COME IN
-if access_key:    # then /key/health is taken for /health, and so on
+if access_key:    # serve the app under /key as well: then request.root_path is /key
     app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {f'/{access_key}': app.wsgi_app})
 
 
