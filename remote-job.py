@@ -8,7 +8,7 @@ import pythonmonkey as pm                       # runs JavaScript, which most of
 
 # KEYS
 socket.setdefaulttimeout(10)    # seconds to wait for DCP and server.py
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # not told twice: it is raised below
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # what it would print is raised below
 try:
     dcp.init()
     dcp.identity.set(dcp.wallet.get('id'))       # owns the job: ~/.dcp/id.keystore
@@ -38,8 +38,8 @@ except Exception as error:    # of many kinds: no answer, no data there, no addr
 # INPUT SET: a slice is a signature, as a list of column numbers
 try:
     slices = [random.sample(columns, random.randint(min_length, max_length)) for _ in range(n_signatures)]
-    as_json = json.dumps([slices, [classes, folds]])    # lists for tuples, which would not arrive as such
-    slices, arguments = json.loads(as_json, parse_int=float)    # floats for ints: the same
+    as_json = json.dumps([slices, [classes, folds]])    # tuples do not arrive at workers: lists do
+    slices, arguments = json.loads(as_json, parse_int=float)    # nor do ints: floats do
 except (TypeError, ValueError) as error:
     sys.exit(f'No slices can be made of {len(columns)} tab-separated probesets and these settings: {error}')
 
@@ -54,7 +54,7 @@ work_function = r'''(signature, data, classes, folds) => {    // data arrives as
     if (row.length !== header.length) throw Error(`${line} has not as many cells as the first`);
     const group = groups[classes.map(String).indexOf(row[0])];    // undefined if it is neither
     if (!group) throw Error(`${line} must begin with ${classes.join(' or ')}, without quotes`);
-    const values = signature.map((column) => Number(row[column].trim() || NaN));    // no 0 for ''
+    const values = signature.map((column) => Number(row[column].trim() || NaN));    // Number('') would be 0
     if (!values.every(Number.isFinite)) throw Error(`${line}: no number in a column of ${signature}`);
     group.push({ values, fold: group.length % folds, scores: {} });
   }
@@ -98,8 +98,8 @@ work_function = r'''(signature, data, classes, folds) => {    // data arrives as
 job = dcp.compute_for(slices, work_function, [data, *arguments])    # calls it with a slice, data, ...
 job.computeGroups = [{'joinKey': 'demo', 'joinSecret': 'dcp'}]    # without it: strangers' workers
 job.worktime = 'map-basic'    # the work function is JavaScript
-job.setResultStorage(f'{server_url}/dcp-results',    # <<<<<< workers post results there, with these
-                     {'job': job.id, 'of': str(len(slices))})    # form fields. job.id is new at each start
+job.setResultStorage(f'{server_url}/dcp-results',    # <<<<<< workers post results there
+                     {'job': job.id, 'of': str(len(slices))})    # form fields; job.id is new at each start
 
 # PUBLIC INFO: anybody may see this
 job.public.name = 'PsA signature search'
@@ -191,7 +191,7 @@ def cancel(problem):
     sys.exit(f'{problem} The job is cancelled.')
 
 
-# WORKAROUND: PythonMonkey may freeze if WebAssembly, which dcp signs with, is compiled in the background.
+# WORKAROUND: WebAssembly, which dcp signs with, is compiled in the foreground: else PythonMonkey may freeze.
 pm.eval('WebAssembly.instantiate = async (bytes, imports) => '
         '({ instance: new WebAssembly.Instance(new WebAssembly.Module(bytes), imports) })')
 

@@ -19,7 +19,7 @@ access_key = ''                           # letters and digits: if set, every ad
 certificate = None                        # for https: (here / 'certificate.pem', here / 'private_key.pem')
 max_result_size = 1_000_000               # bytes of the form that is posted
 
-data_file, results_folder = here / data_file, here / results_folder    # a mere name is one in this folder
+data_file, results_folder = here / data_file, here / results_folder    # relative paths count from here
 app = Flask('server', static_folder=None)
 app.config.update(MAX_CONTENT_LENGTH=max_result_size, MAX_FORM_MEMORY_SIZE=max_result_size)
 logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
@@ -98,7 +98,7 @@ lock = threading.Lock()    # one result after the other: each request has a thre
 def store(job, slice_number, row):
     """Store a slice's result, once. Return when it is on the disk."""
     with lock:
-        slices = stored.pop(job, None) or stored_slices(job)    # so if append() fails, they are read again
+        slices = stored.pop(job, None) or stored_slices(job)    # if append() fails, they are read again
         if slice_number not in slices:
             append(job, slice_number, row)
             slices.add(slice_number)
@@ -113,7 +113,7 @@ def append(job, slice_number, row):
     if size != expected_size:    # somebody edited it, or a full disk cut its last line
         app.logger.warning('%s has changed: results go on in a new file', path.name)
         path, size = new_path(), 0
-    files[job, columns] = path, size    # what to expect if what follows fails
+    files[job, columns] = path, size    # if writing fails, the size will differ: then a new file
     results_folder.mkdir(parents=True, exist_ok=True)
     with open(path, 'a', newline='', encoding='utf-8') as file:
         writer = csv.writer(file, delimiter='\t', lineterminator='\n')
@@ -135,12 +135,12 @@ def new_path():
 
 def stored_slices(job):
     """Return the slices of a job that the results files have. Half a line at the end does not count."""
-    slices = set()
+    slices, prefix = set(), f'{job}\t'.encode()
     for path in map(results_folder.joinpath, list_results()):
-        with open(path, 'r+b' if os.access(path, os.W_OK) else 'rb') as file:
+        with open(path, 'r+b' if os.access(path, os.W_OK) else 'rb') as file:    # fsync may want 'r+b'
             os.fsync(file.fileno())    # a server that was killed may have left lines on their way to the disk
             for line in file:
-                if line.startswith(f'{job}\t'.encode()) and line.endswith(b'\n'):
+                if line.startswith(prefix) and line.endswith(b'\n'):
                     slices.add(line.split(b'\t')[1].decode())
     return slices
 
@@ -174,7 +174,7 @@ def refuse_strangers():
     """Refuse whoever lacks the access key, and web pages that are not on the list."""
     if access_key and not request.root_path.endswith(f'/{access_key}'):    # /key, if it was there
         abort(404, 'the address does not begin with the access key')
-    if request.headers.get('Origin') not in (None, *browser_origins):    # only browsers send it
+    if request.origin not in (None, *browser_origins):    # only browsers send it
         abort(403, 'this web page may not use this server: see browser_origins in server.py')
     if request.method == 'POST' and request.content_length is None:
         abort(411)    # of unknown length: would be cut at max_result_size, and not refused
@@ -185,9 +185,9 @@ def admit_browser_workers(response):
     """Let the listed web pages read the answers, in the way that browsers ask for (CORS)."""
     response.headers['X-Content-Type-Options'] = 'nosniff'    # browsers must not take data for a page
     response.vary.add('Origin')
-    if request.headers.get('Origin', 'none') in browser_origins:
-        response.headers['Access-Control-Allow-Origin'] = request.headers['Origin']
-        response.headers['Access-Control-Allow-Headers'] = 'Content-Type'
+    if request.origin and request.origin in browser_origins:
+        response.access_control_allow_origin = request.origin
+        response.access_control_allow_headers = ['Content-Type']
     return response
 
 

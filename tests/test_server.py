@@ -34,8 +34,7 @@ def test_start_prints_four_lines_and_the_log_says_what_happens_until_ctrl_c(serv
     url = re.fullmatch(r' \* Serving data on: (http://[\d.:]+)', served.server.wait_for('Serving data'))[1]
     served.url = url    # as others reach it
     served.request(DATA), served.post(7, SCORES), served.request('/nothing')
-    served.server.stop(signal.SIGINT)
-    assert served.server.status == 0
+    assert served.server.stop(signal.SIGINT) == 0
     assert served.server.lines[1:] == [f' * DCP results endpoint: {url}/dcp-results',
                                        " * Serving Flask app 'server'", ' * Debug mode: off']
     log = ['That address is a guess.*', 'Whoever reaches it may read data and results.*', '[0-9.]+ fetches the data',
@@ -61,8 +60,9 @@ def test_it_works_however_it_is_started(project, command):
 
 @pytest.mark.parametrize('old, new, line', [
     ('certificate = None', "certificate = here / 'server.py'", r'settings: .*must be an iterable'),
+    ('certificate = None', "certificate = here / 'none.pem', here / 'key.pem'", r'settings: .*none\.pem'),
     ("here / 'input' / 'GSE57383_ps_psa.txt'", "'none.txt'", r'settings: .*none\.txt'),
-    ('debug=False', 'debug=False', 'Port [0-9]+ is in use')], ids=['certificate', 'data', 'port'])
+    ('debug=False', 'debug=False', 'Port [0-9]+ is in use')], ids=['pair', 'certificate', 'data', 'port'])
 def test_server_that_cannot_start_says_why(project, old, new, line):
     project.edit('server.py', old, new)
     with socket.create_server(('0.0.0.0', project.port)):
