@@ -8,7 +8,8 @@ import pythonmonkey as pm                       # runs JavaScript, which most of
 
 # KEYS
 socket.setdefaulttimeout(10)    # seconds to wait for DCP and server.py
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # what it would print is raised below
+loop = asyncio.get_event_loop()    # dcp runs it
+loop.set_exception_handler(lambda *_: None)    # what it would print is raised below
 try:
     dcp.init()
     dcp.identity.set(dcp.wallet.get('id'))       # owns the job: ~/.dcp/id.keystore
@@ -22,8 +23,7 @@ min_length, max_length = 5, 9                    # probesets in a signature
 random.seed(42)                                  # another seed gives other signatures
 classes = ['Psoriasis', 'Psoriatic Arthritis']   # the two labels in the first column of the table
 folds = 10                                       # of the cross-validation: each class is dealt evenly to them
-# As server.py prints it:
-server_url = 'http://127.0.0.1:5001'
+server_url = 'http://127.0.0.1:5001'             # as server.py prints it
 
 # DATA: workers fetch an argument that is a URL object, and get its text. DCP's scheduler sees its address.
 server_url = server_url.replace(' ', '').strip('/')
@@ -106,24 +106,26 @@ job.public.name = 'PsA signature search'
 job.public.description = 'Scores random gene signatures that tell psoriatic arthritis from psoriasis'
 job.public.link = 'https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE57383'
 
-# CHECKS, before DCP gets the job. ('public' is the compute group of strangers: DCP takes it if none is set.)
-if not all([slices, job.resultStorageType, job.computeGroups]) or "'public'" in str(job.computeGroups):
-    sys.exit('Missing: slices, job.setResultStorage (else DCP gets the results), or your job.computeGroups.')
-if isinstance(work_function, str):    # not a URL
+# CHECKS of what DCP itself would let pass
+if not slices:
+    sys.exit('There are no slices: the job would never end.')
+if not job.resultStorageType:
+    sys.exit('Without job.setResultStorage, the results would go to DCP.')
+if not job.computeGroups or "'joinKey': 'public'" in str(job.computeGroups):    # which is DCP's default
+    sys.exit('Without job.computeGroups of your own, strangers would compute the job.')
+if isinstance(work_function, str):    # its syntax, unless it is a URL
     lines_before = pathlib.Path(__file__).read_text('utf-8').partition(work_function)[0].count('\n')
-    try:    # this only parses it, and names the line of this file if it is wrong
+    try:    # parse it, without a call, so that an error names the line of this file
         pm.eval(f'({work_function})', {'filename': __file__, 'lineno': lines_before + 1})
     except pm.SpiderMonkeyError as error:
         sys.exit(f'Work function: {error}')
 
 # EVENTS
-loop = asyncio.get_event_loop()    # job.exec() and job.wait() run it
 print_once = functools.cache(print)    # prints a line, but not again: all workers make the same complaint
 answered = set()    # slice numbers
 job.on('readystatechange', lambda state: print('State:', state))
 job.on('accepted', lambda _: print(f'  Job ID: {job.id}\n  Job accepted, awaiting results...'))
-job.on('nofunds', lambda event: print_once(
-    f'  No funds: the job waits until the account has {event.fundsRequired} more compute credits.'))
+job.on('nofunds', lambda event: print_once(f'  No funds: the job waits for {event.fundsRequired} credits.'))
 
 
 @job.on('result')
@@ -156,7 +158,7 @@ def stop(problem):
 
 
 job.on('cancel', lambda event: stop(f'DCP has cancelled the job: {event.reason}.'))
-for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGINT)):
+for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGINT)):    # not on Windows
     if signal.getsignal(number) != signal.SIG_IGN:    # Ctrl-C, kill, a closed terminal (but not under nohup)
         signal.signal(number, lambda *_: stop('Stopped.'))
 
@@ -176,8 +178,7 @@ loop.set_exception_handler(on_failure)
 
 
 def cancel(problem):
-    """Cancel the job if DCP has it, which has given it an address then, and end this script."""
-    # Wait for DCP no longer than 10 s:
+    """Cancel the job if DCP has it (then it has an address), and end this script, in 10 s at most."""
     loop.call_later(10, sys.exit, f'{problem} DCP does not answer: job {job.id} may still run.')
     # When stopped while the job is on its way to DCP, wait until it has arrived:
     while problem == 'Stopped.' and job.readyState == 'deploying' and not job.address:

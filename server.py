@@ -137,7 +137,7 @@ def stored_slices(job):
     """Return the slices of a job that the results files have. Half a line at the end does not count."""
     slices, prefix = set(), f'{job}\t'.encode()
     for path in map(results_folder.joinpath, list_results()):
-        with open(path, 'r+b' if os.access(path, os.W_OK) else 'rb') as file:    # fsync may want 'r+b'
+        with open(path, 'r+b' if os.access(path, os.W_OK) else 'rb') as file:    # Windows' fsync wants 'r+b'
             os.fsync(file.fileno())    # a server that was killed may have left lines on their way to the disk
             for line in file:
                 if line.startswith(prefix) and line.endswith(b'\n'):
@@ -165,14 +165,14 @@ def send_page():
 
 
 # WHO MAY COME IN
-if access_key:    # serve the app under /key as well: then request.root_path is /key
+if access_key:    # this takes /key off an address: /key/health becomes /health with request.root_path '/key'
     app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {f'/{access_key}': app.wsgi_app})
 
 
 @app.before_request
 def refuse_strangers():
     """Refuse whoever lacks the access key, and web pages that are not on the list."""
-    if access_key and not request.root_path.endswith(f'/{access_key}'):    # /key, if it was there
+    if access_key and not request.root_path.endswith(f'/{access_key}'):    # nothing was taken off
         abort(404, 'the address does not begin with the access key')
     if request.origin not in (None, *browser_origins):    # only browsers send it
         abort(403, 'this web page may not use this server: see browser_origins in server.py')

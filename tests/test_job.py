@@ -126,9 +126,9 @@ def test_scheduler_does_not_answer(shared):
     ('SecretKey1/', 'WrongKey1/', '^No data at .*404.*is server_url what it has printed'),
     (PATH, '/input/utf16.txt', "^No data at .*can't decode byte"),
     ('= 5, 9  ', '= 9, 5  ', '^No slices can be made of 5000 '),
-    ('n_signatures = 10', 'n_signatures = 0', '^Missing: slices'),
-    ('job.setResultStorage(f', 'print(f', '^Missing: slices, job.setResultStorage'),
-    ('job.computeGroups =', 'job.computeGroup =', '^Missing: .* or your job.computeGroups'),
+    ('n_signatures = 10', 'n_signatures = 0', '^There are no slices'),
+    ('job.setResultStorage(f', 'print(f', '^Without job.setResultStorage'),
+    ('job.computeGroups =', 'job.computeGroup =', '^Without job.computeGroups'),
     ('[classes, folds]', "[__import__('numpy').ones(2)]", '^No slices can be made of'),
     (PROGRESS, 'progress(;', f'^Work function: .* remote-job.py, on line {NUMBER}, column'),
     ("'dcp'}]", "'other'}]", '^Job cannot be deployed: Access Denied.*job.computeGroups.* The job is cancelled.$'),
@@ -173,7 +173,7 @@ def test_no_funds_a_slip_in_an_event_handler_and_a_hangup_under_nohup_are_no_end
     before = signal(SIGHUP, SIG_IGN)    # which the job inherits, as from nohup
     job = shared.start_job('--fault', 'no-funds')
     signal(SIGHUP, before)
-    job.wait_for('^  No funds: the job waits until the account has 12.5 more compute credits')
+    job.wait_for('^  No funds: the job waits for 12.5 credits')
     job.stop(SIGHUP)
     assert job.status == 0 and job.lines[-1] == 'Done.' and job.output.count('  Problem: ') == 1, job.output
 
