@@ -1,6 +1,6 @@
 """Score random gene signatures that tell psoriatic arthritis from psoriasis: a DCP job with remote data."""
 import asyncio, functools, json, pathlib, random, signal, socket, sys, urllib.request
-signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C just ends this script, until ENDINGS
+signal.signal(signal.SIGINT, signal.SIG_DFL)    # until ENDINGS, Ctrl-C prints no traceback
 import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp imports nest_asyncio, which fails on Python 3.14
 import dcp
@@ -8,8 +8,8 @@ import pythonmonkey as pm                       # runs JavaScript, which most of
 
 # KEYS
 socket.setdefaulttimeout(10)    # seconds to wait for DCP and server.py
-loop = asyncio.get_event_loop()    # dcp runs it
-loop.set_exception_handler(lambda *_: None)    # what it would print is raised below
+loop = asyncio.get_event_loop()    # the one that dcp has made, and runs
+loop.set_exception_handler(lambda *_: None)    # else dcp's errors are printed, besides being raised
 try:
     dcp.init()
     dcp.identity.set(dcp.wallet.get('id'))       # owns the job: ~/.dcp/id.keystore
@@ -21,25 +21,25 @@ except pm.SpiderMonkeyError as error:
 n_signatures = 10
 min_length, max_length = 5, 9                    # probesets in a signature
 random.seed(42)                                  # another seed gives other signatures
-classes = ['Psoriasis', 'Psoriatic Arthritis']   # the two labels in the first column of the table
+classes = ['Psoriasis', 'Psoriatic Arthritis']   # the labels in the first column of the table: texts
 folds = 10                                       # of the cross-validation: each class is dealt evenly to them
 server_url = 'http://127.0.0.1:5001'             # as server.py prints it
 
-# DATA: workers fetch an argument that is a URL object, and get its text. DCP's scheduler sees its address.
+# DATA: an argument that is a URL object is fetched by the workers, and the work function gets its text.
 server_url = server_url.replace(' ', '').strip('/')
 address = f'{server_url}/GSE57383_ps_psa'
 try:
-    no_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    columns = range(1, 1 + no_proxy.open(address).readline().decode().count('\t'))    # 0 is the phenotype
-    data = pm.new('URL')(address)    # <<<<<< workers fetch it from your server
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))    # not by way of a proxy
+    header = direct.open(address).readline().decode()
+    data = pm.new('URL')(address)    # <<<<<< workers fetch it from your server: JavaScript's new URL(address)
 except Exception as error:    # of many kinds: no answer, no data there, no address
     sys.exit(f'No data at {address} ({error}): does server.py run, and is server_url what it has printed?')
 
-# INPUT SET: a slice is a signature, as a list of column numbers
+# INPUT SET: slices are lists of column numbers. (JSON makes tuples lists, and ints floats: DCP needs that.)
+columns = range(1, 1 + header.count('\t'))    # column 0 is the phenotype
 try:
     slices = [random.sample(columns, random.randint(min_length, max_length)) for _ in range(n_signatures)]
-    as_json = json.dumps([slices, [classes, folds]])    # tuples do not arrive at workers: lists do
-    slices, arguments = json.loads(as_json, parse_int=float)    # nor do ints: floats do
+    slices, arguments = json.loads(json.dumps([slices, [classes, folds]]), parse_int=float)
 except (TypeError, ValueError) as error:
     sys.exit(f'No slices can be made of {len(columns)} tab-separated probesets and these settings: {error}')
 
@@ -47,18 +47,18 @@ except (TypeError, ValueError) as error:
 work_function = r'''(signature, data, classes, folds) => {    // data arrives as the text of the table
   // TABLE: rows of cells. (Errors must quote none of them, as they pass through DCP's scheduler.)
   const [header, ...rows] = data.trimEnd().replaceAll('\r', '').split('\n').map((line) => line.split('\t'));
-  if (classes.map(String).includes(header[0])) throw Error('the first line must name the columns');
-  const groups = [[], []];    // SAMPLES of each class: the first is in fold 0, the second in fold 1 ...
+  if (classes.includes(header[0])) throw Error('the first line must name the columns, not be a sample');
+  const groups = [[], []];    // the samples of the first class, and of the second
   for (const [i, row] of rows.entries()) {
     const line = `line ${i + 2} of the table`;
     if (row.length !== header.length) throw Error(`${line} has not as many cells as the first`);
-    const group = groups[classes.map(String).indexOf(row[0])];    // undefined if it is neither
-    if (!group) throw Error(`${line} must begin with ${classes.join(' or ')}, without quotes`);
+    const group = groups[classes.indexOf(row[0])];    // groups[-1], if it is neither, is undefined
+    if (!group) throw Error(`${line} must begin with ${classes.join(' or ')}, unquoted (in classes: quoted)`);
     const values = signature.map((column) => Number(row[column].trim() || NaN));    // Number('') would be 0
     if (!values.every(Number.isFinite)) throw Error(`${line}: no number in a column of ${signature}`);
-    group.push({ values, fold: group.length % folds, scores: {} });
+    group.push({ values, fold: group.length % folds, scores: {} });    // dealt to folds 0, 1, 2 ...
   }
-  if (groups.some((g) => g.length < 2) || !(folds > 1) || folds % 1) throw Error('too few samples or folds');
+  if (folds < 2 || folds % 1 !== 0 || groups.some((g) => g.length < 2)) throw Error('too few samples/folds');
   // CLASSIFIERS: they tell how similar a sample is to known ones, as a number above 0: more if more similar.
   const mean = (numbers) => numbers.reduce((total, number) => total + number, 0) / numbers.length;
   const columnMeans = (known) => known[0].map((_, i) => mean(known.map((other) => other[i])));
@@ -68,7 +68,7 @@ work_function = r'''(signature, data, classes, folds) => {    // data arrives as
     neighbour: (values, known) => Math.max(...known.map((other) => similarity(values, other))),
     kernel: (values, known) => mean(known.map((other) => similarity(values, other))),
   };
-  // CROSS-VALIDATION: each sample is compared with the samples of both classes in the other folds.
+  // CROSS-VALIDATION: each sample is compared with both classes, without its own fold. (Errors guard edits.)
   for (const sample of groups.flat()) {
     progress();    // DCP demands this call: at least once per slice, and every 30 s
     const [known0, known1] = groups.map((group) => group.filter((other) => other.fold !== sample.fold));
@@ -87,7 +87,7 @@ work_function = r'''(signature, data, classes, folds) => {    // data arrives as
   for (const name of [...Object.keys(classifiers), 'ensemble']) {
     const [scores0, scores1] = groups.map((group) => group.map((sample) => sample.scores[name]));
     const correct = scores0.filter((s0) => s0 < 0.5).length + scores1.filter((s1) => s1 >= 0.5).length;
-    const ordered = scores1.flatMap((s1) => scores0.map((s0) => (s1 > s0 ? 1 : s1 === s0 ? 0.5 : 0)));
+    const ordered = scores1.flatMap((s1) => scores0.map((s0) => (s1 > s0) + (s1 === s0) / 2));    // true is 1
     result[`${name}_accuracy`] = Number((correct / rows.length).toFixed(3));
     result[`${name}_auc`] = Number(mean(ordered).toFixed(3));
   }
@@ -149,41 +149,33 @@ def remind(n_before):
     loop.call_later(30, remind, len(answered))
 
 
-# ENDINGS (skip this at first): whatever happens is told in a line, and no job is left that costs money.
-# stop() is called by a signal, when DCP cancels the job, or when dcp fails. After it, RUN calls cancel().
-@functools.cache    # who presses Ctrl-C, presses it twice: the second time does nothing
+# ENDINGS (skip this at first): no job is left that costs money, and a line says why. What ends the job early
+# calls stop(), which makes job.exec() or job.wait() raise SystemExit. RUN catches it, and calls cancel().
+@functools.cache    # once for each problem: who presses Ctrl-C, presses it twice
 def stop(problem):
-    """End job.exec() or job.wait() with SystemExit. (In an event handler, sys.exit() would end only that.)"""
+    """Let the loop call sys.exit: job.exec() and job.wait(), which run it, pass on its SystemExit."""
     loop.call_soon_threadsafe(sys.exit, problem)
 
 
-job.on('cancel', lambda event: stop(f'DCP has cancelled the job: {event.reason}.'))
-for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, 'SIGHUP', signal.SIGINT)):    # not on Windows
-    if signal.getsignal(number) != signal.SIG_IGN:    # Ctrl-C, kill, a closed terminal (but not under nohup)
-        signal.signal(number, lambda *_: stop('Stopped.'))
-
-
 def on_failure(_, context):
-    """Hear of an error inside dcp: if it cannot deploy the job, job.exec() would wait for ever."""
+    """Stop if dcp fails to deploy the job: job.exec() would wait for ever. Later errors are only printed."""
     error = context.get('exception')
     if isinstance(error, pm.SpiderMonkeyError):    # dcp's
         problem = error.jsError['message'].splitlines()[0]
-        if job.connected:    # it is deployed, and goes on
+        if job.connected:    # it was deployed, and goes on: a slip in an event handler, say
             print_once(f'  Problem: {problem}')
         else:
             stop(f'Job cannot be deployed: {problem.replace("compute groups", "job.computeGroups")}.')
 
 
-loop.set_exception_handler(on_failure)
-
-
 def cancel(problem):
-    """Cancel the job if DCP has it (then it has an address), and end this script, in 10 s at most."""
+    """Cancel the job if DCP has it, which has given it an address then, and end this script."""
+    # Give up after 10 s:
     loop.call_later(10, sys.exit, f'{problem} DCP does not answer: job {job.id} may still run.')
-    # When stopped while the job is on its way to DCP, wait until it has arrived:
+    # A job that was on its way to DCP when the signal came gets its address in a moment:
     while problem == 'Stopped.' and job.readyState == 'deploying' and not job.address:
         loop.run_until_complete(asyncio.sleep(0.1))
-    if not job.address or job.receivedStop:    # DCP does not have it, or has cancelled it
+    if not job.address or job.receivedStop:    # DCP does not have it, or has cancelled it itself
         sys.exit(problem)
     try:
         job.cancel(problem)    # DCP is told why
@@ -192,7 +184,15 @@ def cancel(problem):
     sys.exit(f'{problem} The job is cancelled.')
 
 
-# WORKAROUND: WebAssembly, which dcp signs with, is compiled in the foreground: else PythonMonkey may freeze.
+# These call stop(): dcp when it fails, DCP when it cancels the job, Ctrl-C, kill, and a closed terminal.
+loop.set_exception_handler(on_failure)
+job.on('cancel', lambda event: stop(f'DCP has cancelled the job: {event.reason}.'))
+signal.signal(signal.SIGINT, lambda *_: stop('Stopped.'))
+signal.signal(signal.SIGTERM, lambda *_: stop('Stopped.'))
+if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:    # not under nohup
+    signal.signal(signal.SIGHUP, lambda *_: stop('Stopped.'))
+
+# WORKAROUND for PythonMonkey: it may freeze if WebAssembly, which dcp uses, is compiled in the background.
 pm.eval('WebAssembly.instantiate = async (bytes, imports) => '
         '({ instance: new WebAssembly.Instance(new WebAssembly.Module(bytes), imports) })')
 

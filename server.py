@@ -19,12 +19,12 @@ access_key = ''                           # letters and digits: if set, every ad
 certificate = None                        # for https: (here / 'certificate.pem', here / 'private_key.pem')
 max_result_size = 1_000_000               # bytes of the form that is posted
 
-data_file, results_folder = here / data_file, here / results_folder    # relative paths count from here
+data_file, results_folder = here / data_file, here / results_folder    # so that 'my.txt' will do above, too
 app = Flask('server', static_folder=None)
 app.config.update(MAX_CONTENT_LENGTH=max_result_size, MAX_FORM_MEMORY_SIZE=max_result_size)
 logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
 logging.getLogger('werkzeug').setLevel(logging.CRITICAL)    # its own lines would show the access key
-BaseWSGIServer.handle_error = lambda *_: app.logger.warning('a malformed request')    # no traceback
+BaseWSGIServer.handle_error = lambda *_: app.logger.warning('a malformed request')    # without a traceback
 
 
 # DATA
@@ -68,8 +68,8 @@ def receive_result():
     elif 'errorCode' in row and 'stack' in row:    # it threw: DCP posts the error in place of a result
         answer = f'the work function failed: {row.get("message")}'[:200]
     else:
-        of = {'of': as_cell(request.form['of'])} if 'of' in request.form else {}
-        store(job, slice_number, {**of, **row})
+        of_column = {'of': as_cell(request.form['of'])} if 'of' in request.form else {}    # a job may lack it
+        store(job, slice_number, {**of_column, **row})
         answer = 'Result received'
     app.logger.info('%s slice %s: %s', request.remote_addr, slice_number, answer)
     return answer, {'Content-Type': 'text/plain'}
@@ -91,14 +91,14 @@ def as_cell(value):
 
 
 stored = {}    # job: its slices that have a result, as DCP may compute a slice twice
-files = {}     # (job, columns): the path of its results file, and the size that this server left it with
+files = {}     # (job, columns): the path of its results file, and the size that it must still have
 lock = threading.Lock()    # one result after the other: each request has a thread of its own
 
 
 def store(job, slice_number, row):
     """Store a slice's result, once. Return when it is on the disk."""
     with lock:
-        slices = stored.pop(job, None) or stored_slices(job)    # if append() fails, they are read again
+        slices = stored.pop(job, None) or stored_slices(job)    # put back once append() has succeeded
         if slice_number not in slices:
             append(job, slice_number, row)
             slices.add(slice_number)
@@ -113,7 +113,7 @@ def append(job, slice_number, row):
     if size != expected_size:    # somebody edited it, or a full disk cut its last line
         app.logger.warning('%s has changed: results go on in a new file', path.name)
         path, size = new_path(), 0
-    files[job, columns] = path, size    # if writing fails, the size will differ: then a new file
+    files[job, columns] = path, size    # until all is written: if that fails half-way, the size will differ
     results_folder.mkdir(parents=True, exist_ok=True)
     with open(path, 'a', newline='', encoding='utf-8') as file:
         writer = csv.writer(file, delimiter='\t', lineterminator='\n')
@@ -136,8 +136,8 @@ def new_path():
 def stored_slices(job):
     """Return the slices of a job that the results files have. Half a line at the end does not count."""
     slices, prefix = set(), f'{job}\t'.encode()
-    for path in map(results_folder.joinpath, list_results()):
-        with open(path, 'r+b' if os.access(path, os.W_OK) else 'rb') as file:    # Windows' fsync wants 'r+b'
+    for path in results_folder.glob('*.txt'):
+        with open(path, 'r+b' if os.access(path, os.W_OK) else 'rb') as file:    # 'r+b' for Windows' fsync
             os.fsync(file.fileno())    # a server that was killed may have left lines on their way to the disk
             for line in file:
                 if line.startswith(prefix) and line.endswith(b'\n'):
@@ -165,24 +165,24 @@ def send_page():
 
 
 # WHO MAY COME IN
-if access_key:    # this takes /key off an address: /key/health becomes /health with request.root_path '/key'
+if access_key:    # the same app answers at /key, too: then request.root_path ends with /key (else it is empty)
     app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {f'/{access_key}': app.wsgi_app})
 
 
 @app.before_request
 def refuse_strangers():
     """Refuse whoever lacks the access key, and web pages that are not on the list."""
-    if access_key and not request.root_path.endswith(f'/{access_key}'):    # nothing was taken off
+    if access_key and not request.root_path.endswith(f'/{access_key}'):    # without the key
         abort(404, 'the address does not begin with the access key')
-    if request.origin not in (None, *browser_origins):    # only browsers send it
+    if request.origin and request.origin not in browser_origins:    # only browsers send an Origin
         abort(403, 'this web page may not use this server: see browser_origins in server.py')
     if request.method == 'POST' and request.content_length is None:
-        abort(411)    # of unknown length: would be cut at max_result_size, and not refused
+        abort(411)    # without a length, Flask would silently cut a form at max_result_size
 
 
 @app.after_request
 def admit_browser_workers(response):
-    """Let the listed web pages read the answers, in the way that browsers ask for (CORS)."""
+    """Let the listed web pages read the answers, as browsers demand (CORS). Flask itself answers OPTIONS."""
     response.headers['X-Content-Type-Options'] = 'nosniff'    # browsers must not take data for a page
     response.vary.add('Origin')
     if request.origin and request.origin in browser_origins:
@@ -192,7 +192,7 @@ def admit_browser_workers(response):
 
 
 @app.errorhandler(HTTPException)
-@app.errorhandler(OSError)    # the disk's: the worker gives the slice back, and DCP has it computed again
+@app.errorhandler(OSError)    # the disk failed, or is full: DCP has the slice computed again
 def refuse(error):
     """Answer in one line, and log it."""
     app.logger.warning('%s %r refused: %s', request.remote_addr, f'{request.method} {request.path}', error)
@@ -205,16 +205,16 @@ def refuse(error):
 if __name__ == '__main__':
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect_ex(('192.0.2.1', port))    # sends nothing, but chooses the network interface
+            probe.connect_ex(('192.0.2.1', port))    # UDP: sends nothing, but chooses the network interface
             address = probe.getsockname()[0].replace('0.0.0.0', '127.0.0.1')    # 0.0.0.0: there is no network
         url = f'{"https" if certificate else "http"}://{address}:{port}/{access_key}'.rstrip('/')
         for path in (data_file, *(certificate or ())):
-            open(here / path).close()    # can it be read?
+            open(here / path).close()    # can it be read? Else end here, not at the first worker
         print(f' * Serving data on: {url}\n * DCP results endpoint: {url}/dcp-results', flush=True)
         app.logger.info('That address is a guess: if workers cannot reach it, try another of this machine.')
         if not access_key:
             app.logger.warning('Whoever reaches it may read data and results: see access_key.')
-        socket.setdefaulttimeout(10)    # seconds for which a client may be silent: with TLS all wait for it
+        socket.setdefaulttimeout(10)    # s until a silent client is dropped: with TLS, it blocks the others
         app.run('0.0.0.0', port, debug=False, ssl_context=certificate)    # prints two lines more
     except Exception as error:    # no such file, no certificate, no number ...
         raise SystemExit(f'server.py cannot run with these settings: {error}')
