@@ -165,7 +165,7 @@ def send_page():
 
 
 # WHO MAY COME IN
-if access_key:    # the same app answers at /key, too: then request.root_path ends with /key (else it is empty)
+if access_key:    # the same app answers at /key, too: then request.root_path ends with /key (else empty)
     app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {f'/{access_key}': app.wsgi_app})
 
 
