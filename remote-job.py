@@ -1,15 +1,15 @@
 """Score random gene signatures that tell psoriatic arthritis from psoriasis: a DCP job with remote data."""
-import asyncio, functools, json, pathlib, random, signal, socket, sys, urllib.request
-signal.signal(signal.SIGINT, signal.SIG_DFL)    # until ENDINGS, Ctrl-C prints no traceback
+import asyncio, functools, json, os, pathlib, random, signal, socket, sys, urllib.request
+signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C: no traceback (see ENDINGS)
 import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp imports nest_asyncio, which fails on Python 3.14
+os.environ['MOZ_NURSERY_STRINGS'] = '0'         # else PythonMonkey may crash: it loses strings that are moved
 import dcp
 import pythonmonkey as pm                       # runs JavaScript, which most of dcp is written in
 
-# KEYS
+# DCP: connect, and show two KEYS
 socket.setdefaulttimeout(10)    # seconds to wait for DCP and server.py
-loop = asyncio.get_event_loop()    # the one that dcp has made, and runs
-loop.set_exception_handler(lambda *_: None)    # else dcp's errors are printed, besides being raised
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # until ENDINGS: errors are raised as well
 try:
     dcp.init()
     dcp.identity.set(dcp.wallet.get('id'))       # owns the job: ~/.dcp/id.keystore
@@ -21,7 +21,7 @@ except pm.SpiderMonkeyError as error:
 n_signatures = 10
 min_length, max_length = 5, 9                    # probesets in a signature
 random.seed(42)                                  # another seed gives other signatures
-classes = ['Psoriasis', 'Psoriatic Arthritis']   # the labels in the first column of the table: texts
+classes = ['Psoriasis', 'Psoriatic Arthritis']   # the labels in the first column of the table: strings
 folds = 10                                       # of the cross-validation: each class is dealt evenly to them
 server_url = 'http://127.0.0.1:5001'             # as server.py prints it
 
@@ -35,7 +35,7 @@ try:
 except Exception as error:    # of many kinds: no answer, no data there, no address
     sys.exit(f'No data at {address} ({error}): does server.py run, and is server_url what it has printed?')
 
-# INPUT SET: slices are lists of column numbers. (JSON makes tuples lists, and ints floats: DCP needs that.)
+# INPUT SET: slices are lists of column numbers. DCP takes no ints and tuples: by JSON, floats and lists.
 columns = range(1, 1 + header.count('\t'))    # column 0 is the phenotype
 try:
     slices = [random.sample(columns, random.randint(min_length, max_length)) for _ in range(n_signatures)]
@@ -53,13 +53,13 @@ work_function = r'''(signature, data, classes, folds) => {    // data arrives as
     const line = `line ${i + 2} of the table`;
     if (row.length !== header.length) throw Error(`${line} has not as many cells as the first`);
     const group = groups[classes.indexOf(row[0])];    // groups[-1], if it is neither, is undefined
-    if (!group) throw Error(`${line} must begin with ${classes.join(' or ')}, unquoted (in classes: quoted)`);
+    if (!group) throw Error(`${line} must begin with ${classes.join(' or ')}, without quotes`);
     const values = signature.map((column) => Number(row[column].trim() || NaN));    // Number('') would be 0
     if (!values.every(Number.isFinite)) throw Error(`${line}: no number in a column of ${signature}`);
     group.push({ values, fold: group.length % folds, scores: {} });    // dealt to folds 0, 1, 2 ...
   }
   if (folds < 2 || folds % 1 !== 0 || groups.some((g) => g.length < 2)) throw Error('too few samples/folds');
-  // CLASSIFIERS: they tell how similar a sample is to known ones, as a number above 0: more if more similar.
+  // CLASSIFIERS: how similar are the values of a sample to the known ones (a list of such values)? Above 0.
   const mean = (numbers) => numbers.reduce((total, number) => total + number, 0) / numbers.length;
   const columnMeans = (known) => known[0].map((_, i) => mean(known.map((other) => other[i])));
   const similarity = (a, b) => 1 / (1 + mean(a.map((value, i) => (value - b[i]) ** 2)));    // 1 if equal
@@ -68,18 +68,18 @@ work_function = r'''(signature, data, classes, folds) => {    // data arrives as
     neighbour: (values, known) => Math.max(...known.map((other) => similarity(values, other))),
     kernel: (values, known) => mean(known.map((other) => similarity(values, other))),
   };
-  // CROSS-VALIDATION: each sample is compared with both classes, without its own fold. (Errors guard edits.)
+  if (classifiers.ensemble) throw Error('ensemble is the name of the mean of all classifiers');
+  // CROSS-VALIDATION: a sample is compared with both classes, without its own fold. (The throws catch slips.)
   for (const sample of groups.flat()) {
     progress();    // DCP demands this call: at least once per slice, and every 30 s
-    const [known0, known1] = groups.map((group) => group.filter((other) => other.fold !== sample.fold));
-    if ([...known0, ...known1].includes(sample)) throw Error('a sample must not be compared with itself');
+    const others = groups.map((group) => group.filter((other) => other.fold !== sample.fold));
+    const [known0, known1] = others.map((group) => group.map((other) => other.values));
+    if ([...known0, ...known1].includes(sample.values)) throw Error('no sample must be compared with itself');
     for (const [name, classifier] of Object.entries(classifiers)) {
-      const like0 = classifier(sample.values, known0.map((other) => other.values));
-      const like1 = classifier(sample.values, known1.map((other) => other.values));
+      const [like0, like1] = [classifier(sample.values, known0), classifier(sample.values, known1)];
       if (!(like0 > 0 && like1 > 0 && like0 + like1 < Infinity)) throw Error(`${name} gave no number > 0`);
       sample.scores[name] = like1 / (like0 + like1);    // near 0: like class 0; near 1: like class 1
     }
-    if (sample.scores.ensemble) throw Error('ensemble is the name of the mean of all classifiers');
     sample.scores.ensemble = mean(Object.values(sample.scores));
   }
   // RESULT. Accuracy: share of scores on the right side of 0.5. AUC: share of pairs in order (tie: half).
@@ -106,21 +106,24 @@ job.public.name = 'PsA signature search'
 job.public.description = 'Scores random gene signatures that tell psoriatic arthritis from psoriasis'
 job.public.link = 'https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE57383'
 
-# CHECKS of what DCP itself would let pass
+# CHECKS of what DCP itself would let pass. (If job.computeGroups is not set, DCP takes its group 'public'.)
 if not slices:
     sys.exit('There are no slices: the job would never end.')
 if not job.resultStorageType:
     sys.exit('Without job.setResultStorage, the results would go to DCP.')
-if not job.computeGroups or "'joinKey': 'public'" in str(job.computeGroups):    # which is DCP's default
+if not job.computeGroups or "'joinKey': 'public'" in str(job.computeGroups):
     sys.exit('Without job.computeGroups of your own, strangers would compute the job.')
-if isinstance(work_function, str):    # its syntax, unless it is a URL
-    lines_before = pathlib.Path(__file__).read_text('utf-8').partition(work_function)[0].count('\n')
-    try:    # parse it, without a call, so that an error names the line of this file
-        pm.eval(f'({work_function})', {'filename': __file__, 'lineno': lines_before + 1})
+# The work function is parsed (not called), so that a syntax error is told now, with its line in this file:
+if isinstance(work_function, str):    # it may also be a URL
+    text_before = pathlib.Path(__file__).read_text('utf-8').partition(work_function)[0]
+    first_line = 1 + text_before.count('\n')
+    try:
+        pm.eval(f'({work_function})', {'filename': __file__, 'lineno': first_line})
     except pm.SpiderMonkeyError as error:
         sys.exit(f'Work function: {error}')
 
 # EVENTS
+loop = asyncio.get_event_loop()    # dcp's: job.exec() and job.wait() run it until they are done
 print_once = functools.cache(print)    # prints a line, but not again: all workers make the same complaint
 answered = set()    # slice numbers
 job.on('readystatechange', lambda state: print('State:', state))
@@ -149,48 +152,46 @@ def remind(n_before):
     loop.call_later(30, remind, len(answered))
 
 
-# ENDINGS (skip this at first): no job is left that costs money, and a line says why. What ends the job early
-# calls stop(), which makes job.exec() or job.wait() raise SystemExit. RUN catches it, and calls cancel().
-@functools.cache    # once for each problem: who presses Ctrl-C, presses it twice
-def stop(problem):
-    """Let the loop call sys.exit: job.exec() and job.wait(), which run it, pass on its SystemExit."""
-    loop.call_soon_threadsafe(sys.exit, problem)
+# ENDINGS (skip this at first): whatever happens, a line says so, and no job is left at DCP that costs money.
+# job.exec() and job.wait() run the loop, and so what is put into it here: sys.exit() in it ends them, too.
+async def end(problem, may_arrive=True):
+    """Cancel the job if DCP has it (or may get it any moment), and end this script, within 10 s."""
+    loop.call_later(10, sys.exit, f'{problem} DCP does not answer: job {job.id} may still run.')
+    while may_arrive and not job.address:    # DCP gives the job an address when it gets it
+        await asyncio.sleep(0.1)
+    if job.address:
+        try:
+            await job.aio.cancel(problem)    # DCP is told why
+            problem += ' The job is cancelled.'
+        except pm.SpiderMonkeyError as error:    # it does not want to
+            problem += f' DCP on cancelling job {job.id}: {error.jsError["message"]}'
+    sys.exit(problem)
 
 
 def on_failure(_, context):
-    """Stop if dcp fails to deploy the job: job.exec() would wait for ever. Later errors are only printed."""
+    """Hear of errors that nothing catches. If dcp cannot deploy the job, job.exec() would never return."""
     error = context.get('exception')
     if isinstance(error, pm.SpiderMonkeyError):    # dcp's
-        problem = error.jsError['message'].splitlines()[0]
+        message = error.jsError['message'].splitlines()[0].replace('compute groups', 'job.computeGroups')
         if job.connected:    # it was deployed, and goes on: a slip in an event handler, say
-            print_once(f'  Problem: {problem}')
+            print_once(f'  Problem: {message}')
         else:
-            stop(f'Job cannot be deployed: {problem.replace("compute groups", "job.computeGroups")}.')
+            loop.create_task(end(f'Job cannot be deployed: {message}.', may_arrive=False))
+    elif isinstance(error, Exception) and not isinstance(error, asyncio.InvalidStateError):
+        loop.default_exception_handler(context)    # prints a traceback: a slip in remind(), say
 
 
-def cancel(problem):
-    """Cancel the job if DCP has it, which has given it an address then, and end this script."""
-    # Give up after 10 s:
-    loop.call_later(10, sys.exit, f'{problem} DCP does not answer: job {job.id} may still run.')
-    # A job that was on its way to DCP when the signal came gets its address in a moment:
-    while problem == 'Stopped.' and job.readyState == 'deploying' and not job.address:
-        loop.run_until_complete(asyncio.sleep(0.1))
-    if not job.address or job.receivedStop:    # DCP does not have it, or has cancelled it itself
-        sys.exit(problem)
-    try:
-        job.cancel(problem)    # DCP is told why
-    except pm.SpiderMonkeyError as error:    # it does not want to
-        sys.exit(f'{problem} DCP on cancelling job {job.id}: {error.jsError["message"]}')
-    sys.exit(f'{problem} The job is cancelled.')
+def on_signal(*_):
+    """End this script on Ctrl-C and the like. A second one does no harm."""
+    asyncio.run_coroutine_threadsafe(end('Stopped.'), loop)
 
 
-# These call stop(): dcp when it fails, DCP when it cancels the job, Ctrl-C, kill, and a closed terminal.
 loop.set_exception_handler(on_failure)
-job.on('cancel', lambda event: stop(f'DCP has cancelled the job: {event.reason}.'))
-signal.signal(signal.SIGINT, lambda *_: stop('Stopped.'))
-signal.signal(signal.SIGTERM, lambda *_: stop('Stopped.'))
+job.on('cancel', lambda event: loop.call_soon(sys.exit, f'DCP has cancelled the job: {event.reason}'))
+signal.signal(signal.SIGINT, on_signal)     # Ctrl-C
+signal.signal(signal.SIGTERM, on_signal)    # kill
 if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:    # not under nohup
-    signal.signal(signal.SIGHUP, lambda *_: stop('Stopped.'))
+    signal.signal(signal.SIGHUP, on_signal)    # a closed terminal
 
 # WORKAROUND for PythonMonkey: it may freeze if WebAssembly, which dcp uses, is compiled in the background.
 pm.eval('WebAssembly.instantiate = async (bytes, imports) => '
@@ -198,11 +199,9 @@ pm.eval('WebAssembly.instantiate = async (bytes, imports) => '
 
 # RUN
 loop.call_later(30, remind, 0)
-try:
-    job.exec()               # returns when DCP has the job; exec(0.1) offers 0.1 compute credits per slice
-    answers = job.wait()     # returns when all slices are done: what your server answered for each
-except SystemExit as end:    # from stop()
-    cancel(end.code)         # ends this script
+job.exec()              # returns when DCP has the job; exec(0.1) offers 0.1 compute credits per slice
+answers = job.wait()    # returns when all slices are done: what your server answered for each, in their order
+# A slice is missing if the server gave another answer, or none:
 stored = {number for number, answer in enumerate(answers, 1) if answer == 'Result received'}
 missing = [number for number in range(1, len(slices) + 1) if number not in stored]
 if missing:

@@ -19,12 +19,12 @@ access_key = ''                           # letters and digits: if set, every ad
 certificate = None                        # for https: (here / 'certificate.pem', here / 'private_key.pem')
 max_result_size = 1_000_000               # bytes of the form that is posted
 
-data_file, results_folder = here / data_file, here / results_folder    # so that 'my.txt' will do above, too
+data_file, results_folder = here / data_file, here / results_folder    # relative paths count from here
 app = Flask('server', static_folder=None)
 app.config.update(MAX_CONTENT_LENGTH=max_result_size, MAX_FORM_MEMORY_SIZE=max_result_size)
 logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
 logging.getLogger('werkzeug').setLevel(logging.CRITICAL)    # its own lines would show the access key
-BaseWSGIServer.handle_error = lambda *_: app.logger.warning('a malformed request')    # without a traceback
+BaseWSGIServer.handle_error = lambda *_: app.logger.warning('a malformed request')    # no traceback
 
 
 # DATA
@@ -59,7 +59,7 @@ def receive_result():
     if not (job.isalnum() and slice_number.isdecimal()):
         abort(400, 'job or element is malformed')
     try:
-        result = json.loads(request.form.get('content', 'null'))    # DCP sends no content for 0, '' and false
+        result = json.loads(request.form.get('content', 'null'))    # no content: it was 0, '', false or null
         row = as_row(result)
     except (ValueError, RecursionError):
         abort(400, 'content is not JSON')
@@ -68,7 +68,7 @@ def receive_result():
     elif 'errorCode' in row and 'stack' in row:    # it threw: DCP posts the error in place of a result
         answer = f'the work function failed: {row.get("message")}'[:200]
     else:
-        of_column = {'of': as_cell(request.form['of'])} if 'of' in request.form else {}    # a job may lack it
+        of_column = {'of': as_cell(request.form['of'])} if 'of' in request.form else {}    # it may be absent
         store(job, slice_number, {**of_column, **row})
         answer = 'Result received'
     app.logger.info('%s slice %s: %s', request.remote_addr, slice_number, answer)
@@ -98,7 +98,7 @@ lock = threading.Lock()    # one result after the other: each request has a thre
 def store(job, slice_number, row):
     """Store a slice's result, once. Return when it is on the disk."""
     with lock:
-        slices = stored.pop(job, None) or stored_slices(job)    # put back once append() has succeeded
+        slices = stored.pop(job, None) or stored_slices(job)    # if append() fails, the files are read again
         if slice_number not in slices:
             append(job, slice_number, row)
             slices.add(slice_number)
@@ -113,7 +113,7 @@ def append(job, slice_number, row):
     if size != expected_size:    # somebody edited it, or a full disk cut its last line
         app.logger.warning('%s has changed: results go on in a new file', path.name)
         path, size = new_path(), 0
-    files[job, columns] = path, size    # until all is written: if that fails half-way, the size will differ
+    files[job, columns] = path, size    # after half a write, the next call finds another size
     results_folder.mkdir(parents=True, exist_ok=True)
     with open(path, 'a', newline='', encoding='utf-8') as file:
         writer = csv.writer(file, delimiter='\t', lineterminator='\n')
@@ -137,7 +137,7 @@ def stored_slices(job):
     """Return the slices of a job that the results files have. Half a line at the end does not count."""
     slices, prefix = set(), f'{job}\t'.encode()
     for path in results_folder.glob('*.txt'):
-        with open(path, 'r+b' if os.access(path, os.W_OK) else 'rb') as file:    # 'r+b' for Windows' fsync
+        with open(path, 'r+b' if os.access(path, os.W_OK) else 'rb') as file:    # Windows: fsync wants 'r+b'
             os.fsync(file.fileno())    # a server that was killed may have left lines on their way to the disk
             for line in file:
                 if line.startswith(prefix) and line.endswith(b'\n'):
@@ -165,14 +165,14 @@ def send_page():
 
 
 # WHO MAY COME IN
-if access_key:    # the same app answers at /key, too: then request.root_path ends with /key (else empty)
+if access_key:    # /key/health reaches the app as /health with root_path /key; refuse_strangers() looks there
     app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {f'/{access_key}': app.wsgi_app})
 
 
 @app.before_request
 def refuse_strangers():
     """Refuse whoever lacks the access key, and web pages that are not on the list."""
-    if access_key and not request.root_path.endswith(f'/{access_key}'):    # without the key
+    if access_key and not request.root_path.endswith(f'/{access_key}'):    # it came without
         abort(404, 'the address does not begin with the access key')
     if request.origin and request.origin not in browser_origins:    # only browsers send an Origin
         abort(403, 'this web page may not use this server: see browser_origins in server.py')
@@ -184,7 +184,7 @@ def refuse_strangers():
 def admit_browser_workers(response):
     """Let the listed web pages read the answers, as browsers demand (CORS). Flask itself answers OPTIONS."""
     response.headers['X-Content-Type-Options'] = 'nosniff'    # browsers must not take data for a page
-    response.vary.add('Origin')
+    response.vary.add('Origin')    # caches must keep the answers to different pages apart
     if request.origin and request.origin in browser_origins:
         response.access_control_allow_origin = request.origin
         response.access_control_allow_headers = ['Content-Type']
@@ -216,5 +216,5 @@ if __name__ == '__main__':
             app.logger.warning('Whoever reaches it may read data and results: see access_key.')
         socket.setdefaulttimeout(10)    # s until a silent client is dropped: with TLS, it blocks the others
         app.run('0.0.0.0', port, debug=False, ssl_context=certificate)    # prints two lines more
-    except Exception as error:    # no such file, no certificate, no number ...
+    except Exception as error:    # a file is missing, a certificate is bad, the port is no number ...
         raise SystemExit(f'server.py cannot run with these settings: {error}')

@@ -316,9 +316,3 @@ def test_tutorial_starts_a_server_or_names_the_one_that_runs_and_killed_leaves_n
     job.stop()
     assert len(left) == 3 and job.lines[3] in left    # the server, and two sandboxes, one in an endless loop
     assert all(select.select([process], [], [], 10)[0] for process in processes)    # all of them end
-
-
-def test_another_program_on_the_port_is_told_as_by_the_server(project):
-    project.start('-m', 'http.server', project.port).wait_for('Serving HTTP')
-    job = project.run('-m', 'tests.mock_dcp')
-    assert job.status == 1 and 'in use' in job.output and 'Traceback' not in job.output, job.output

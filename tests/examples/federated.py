@@ -13,8 +13,9 @@ On DCP each site has its own machine, server.py and compute group: correct serve
 * Two locks keep data in: workers of the south are not in the group that gets the north's slices, and if they
   were, they may not use its server. Try: `--join north,north-secret --allow-origin http://127.0.0.1:5003`.
 """
-import random, sys, urllib.request, nest_asyncio2
+import os, random, sys, urllib.request, nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2    # dcp imports nest_asyncio, which fails on Python 3.14
+os.environ['MOZ_NURSERY_STRINGS'] = '0'        # else PythonMonkey may crash
 import dcp
 import pythonmonkey as pm
 

@@ -8,8 +8,9 @@ In the project's top folder, with `python3 server.py` in another terminal:
 * If server.py is restarted, or somebody edits a results file, the job has several: all are read here.
 * Put no scores into what receive_result in server.py answers to a worker: the scheduler passes that on.
 """
-import csv, json, random, sys, urllib.request, nest_asyncio2
+import csv, json, os, random, sys, urllib.request, nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2    # dcp imports nest_asyncio, which fails on Python 3.14
+os.environ['MOZ_NURSERY_STRINGS'] = '0'        # else PythonMonkey may crash
 import dcp
 import pythonmonkey as pm
 

@@ -8,8 +8,9 @@ In the project's top folder, with `python3 server.py` in another terminal:
 * It takes 10 s to start, and is run for each slice. It uses the standard library only: numpy is not mocked.
 * Errors pass through DCP's scheduler, and Python's like to quote: float('7.1x') would tell it that value.
 """
-import random, sys, urllib.request, nest_asyncio2
+import os, random, sys, urllib.request, nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2    # dcp imports nest_asyncio, which fails on Python 3.14
+os.environ['MOZ_NURSERY_STRINGS'] = '0'        # else PythonMonkey may crash
 import dcp
 import pythonmonkey as pm
 

@@ -9,9 +9,10 @@ In the project's top folder, with `python3 server.py` in another terminal:
 * Only a URL is fetched. A plain text is a slice as it is, even if it is an address.
 * A file that is not there is asked for again and again, later and later: the job waits. See server.py's log.
 """
-import random, sys, urllib.request, nest_asyncio2
+import os, random, sys, urllib.request, nest_asyncio2
 from pathlib import Path
 sys.modules['nest_asyncio'] = nest_asyncio2    # dcp imports nest_asyncio, which fails on Python 3.14
+os.environ['MOZ_NURSERY_STRINGS'] = '0'        # else PythonMonkey may crash
 import dcp
 import pythonmonkey as pm
 

@@ -8,9 +8,10 @@ In the project's top folder, with `python3 server.py` in another terminal:
 * What the function throws, and what it logs, still passes through the scheduler: put no data there.
 * The file is written where server.py finds it. If that runs on another machine, copy it to its input/.
 """
-import random, sys, urllib.request, nest_asyncio2
+import os, random, sys, urllib.request, nest_asyncio2
 from pathlib import Path
 sys.modules['nest_asyncio'] = nest_asyncio2    # dcp imports nest_asyncio, which fails on Python 3.14
+os.environ['MOZ_NURSERY_STRINGS'] = '0'        # else PythonMonkey may crash
 import dcp
 import pythonmonkey as pm
 

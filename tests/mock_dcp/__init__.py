@@ -6,8 +6,10 @@ Connection class, which talks to the scheduler. Here it talks to `scheduler.py` 
 and `sandbox.py` computes in dcp-client's own sandbox, under Node.js. Nothing is signed, encrypted or paid
 for. What it does not know or have is an error that names it.
 """
+import os
 import sys
 
+os.environ['MOZ_NURSERY_STRINGS'] = '0'    # else PythonMonkey may crash: it loses strings that are moved
 if sys.version_info < (3, 10):    # in words that every Python reads
     version = 'Python {}.{}'.format(*sys.version_info)
     sys.exit(version + ' is too old for DCP: use Python 3.10 to 3.15, in a venv of its own.')
