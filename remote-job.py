@@ -178,7 +178,7 @@ def on_failure(_, context):
         else:
             loop.create_task(end(f'Job cannot be deployed: {message}.', may_arrive=False))
     elif isinstance(error, Exception) and not isinstance(error, asyncio.InvalidStateError):
-        loop.default_exception_handler(context)    # prints a traceback: a slip in remind(), say
+        print_once(f'  Problem: {error!r}')    # a slip in remind(), say
 
 
 def on_signal(*_):
