@@ -9,7 +9,7 @@ import pythonmonkey as pm                       # runs JavaScript, which most of
 
 # DCP: connect, and show two KEYS
 socket.setdefaulttimeout(10)    # seconds to wait for DCP and server.py
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # until ENDINGS: errors are raised as well
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # errors are raised, not printed, too
 try:
     dcp.init()
     dcp.identity.set(dcp.wallet.get('id'))       # owns the job: ~/.dcp/id.keystore
@@ -31,11 +31,11 @@ address = f'{server_url}/GSE57383_ps_psa'
 try:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))    # not by way of a proxy
     header = direct.open(address).readline().decode()
-    data = pm.new('URL')(address)    # <<<<<< workers fetch it from your server: JavaScript's new URL(address)
+    data_url = pm.new('URL')(address)    # <<<<<< JavaScript's new URL(address): workers fetch from it
 except Exception as error:    # of many kinds: no answer, no data there, no address
     sys.exit(f'No data at {address} ({error}): does server.py run, and is server_url what it has printed?')
 
-# INPUT SET: slices are lists of column numbers. DCP takes no ints and tuples: by JSON, floats and lists.
+# INPUT SET: slices are lists of column numbers. JSON turns ints and tuples into floats and lists, for DCP.
 columns = range(1, 1 + header.count('\t'))    # column 0 is the phenotype
 try:
     slices = [random.sample(columns, random.randint(min_length, max_length)) for _ in range(n_signatures)]
@@ -69,12 +69,12 @@ work_function = r'''(signature, data, classes, folds) => {    // data arrives as
     kernel: (values, known) => mean(known.map((other) => similarity(values, other))),
   };
   if (classifiers.ensemble) throw Error('ensemble is the name of the mean of all classifiers');
-  // CROSS-VALIDATION: a sample is compared with both classes, without its own fold. (The throws catch slips.)
+  // CROSS-VALIDATION: compare each sample with both classes, but for its fold. (Throws: in case you edit it.)
   for (const sample of groups.flat()) {
     progress();    // DCP demands this call: at least once per slice, and every 30 s
-    const others = groups.map((group) => group.filter((other) => other.fold !== sample.fold));
+    const others = groups.map((group) => group.filter((other) => other.fold !== sample.fold));    // two lists
+    if (others.flat().includes(sample)) throw Error('no sample must be compared with itself');
     const [known0, known1] = others.map((group) => group.map((other) => other.values));
-    if ([...known0, ...known1].includes(sample.values)) throw Error('no sample must be compared with itself');
     for (const [name, classifier] of Object.entries(classifiers)) {
       const [like0, like1] = [classifier(sample.values, known0), classifier(sample.values, known1)];
       if (!(like0 > 0 && like1 > 0 && like0 + like1 < Infinity)) throw Error(`${name} gave no number > 0`);
@@ -95,7 +95,7 @@ work_function = r'''(signature, data, classes, folds) => {    // data arrives as
 }'''
 
 # JOB
-job = dcp.compute_for(slices, work_function, [data, *arguments])    # calls it with a slice, data, ...
+job = dcp.compute_for(slices, work_function, [data_url, *arguments])    # calls it with a slice, data, ...
 job.computeGroups = [{'joinKey': 'demo', 'joinSecret': 'dcp'}]    # without it: strangers' workers
 job.worktime = 'map-basic'    # the work function is JavaScript
 job.setResultStorage(f'{server_url}/dcp-results',    # <<<<<< workers post results there
@@ -111,7 +111,7 @@ if not slices:
     sys.exit('There are no slices: the job would never end.')
 if not job.resultStorageType:
     sys.exit('Without job.setResultStorage, the results would go to DCP.')
-if not job.computeGroups or "'joinKey': 'public'" in str(job.computeGroups):
+if not job.computeGroups or "'joinKey': 'public'" in str(job.computeGroups):    # str: it may be mistyped
     sys.exit('Without job.computeGroups of your own, strangers would compute the job.')
 # The work function is parsed (not called), so that a syntax error is told now, with its line in this file:
 if isinstance(work_function, str):    # it may also be a URL
@@ -141,7 +141,7 @@ def on_result(event):
 
 @job.on('error')
 def on_error(error):
-    hint = f' Start the worker with --allow-origin {data.origin}' if error.code == 'EPERM_ORIGIN' else ''
+    hint = f' Start the worker with --allow-origin {data_url.origin}' if error.code == 'EPERM_ORIGIN' else ''
     print_once(f'  A worker: {error.message}{hint}')
 
 
@@ -152,16 +152,19 @@ def remind(n_before):
     loop.call_later(30, remind, len(answered))
 
 
-# ENDINGS (skip this at first): whatever happens, a line says so, and no job is left at DCP that costs money.
-# job.exec() and job.wait() run the loop, and so what is put into it here: sys.exit() in it ends them, too.
-async def end(problem, may_arrive=True):
-    """Cancel the job if DCP has it (or may get it any moment), and end this script, within 10 s."""
+# ENDINGS (skip this at first): why a job may end early, and how. None is left at DCP that costs money.
+#   Ctrl-C, kill, or a closed terminal -> on_signal() -> end(), which cancels the job, and exits with a line
+#   dcp cannot deploy the job          -> on_failure() -> end()
+#   DCP cancels the job                -> sys.exit() with a line
+# All this happens while job.exec() or job.wait() runs the loop, and an exit there ends them, too.
+async def end(problem, deploying=True):
+    """Cancel the job, and exit. (deploying: DCP may be about to get it. Wait until it has, to cancel it.)"""
     loop.call_later(10, sys.exit, f'{problem} DCP does not answer: job {job.id} may still run.')
-    while may_arrive and not job.address:    # DCP gives the job an address when it gets it
+    while deploying and not job.address:    # DCP gives the job an address when it gets it
         await asyncio.sleep(0.1)
-    if job.address:
+    if job.address:    # DCP has it
         try:
-            await job.aio.cancel(problem)    # DCP is told why
+            await job.aio.cancel(problem)    # .aio: what can be awaited. DCP is told the problem
             problem += ' The job is cancelled.'
         except pm.SpiderMonkeyError as error:    # it does not want to
             problem += f' DCP on cancelling job {job.id}: {error.jsError["message"]}'
@@ -171,19 +174,19 @@ async def end(problem, may_arrive=True):
 def on_failure(_, context):
     """Hear of errors that nothing catches. If dcp cannot deploy the job, job.exec() would never return."""
     error = context.get('exception')
-    if isinstance(error, pm.SpiderMonkeyError):    # dcp's
+    if isinstance(error, pm.SpiderMonkeyError):    # raised in JavaScript, so by dcp
         message = error.jsError['message'].splitlines()[0].replace('compute groups', 'job.computeGroups')
-        if job.connected:    # it was deployed, and goes on: a slip in an event handler, say
+        if job.connected:    # it has been deployed, and goes on
             print_once(f'  Problem: {message}')
         else:
-            loop.create_task(end(f'Job cannot be deployed: {message}.', may_arrive=False))
+            loop.create_task(end(f'Job cannot be deployed: {message}.', deploying=False))
     elif isinstance(error, Exception) and not isinstance(error, asyncio.InvalidStateError):
-        print_once(f'  Problem: {error!r}')    # a slip in remind(), say
+        print_once(f'  Problem: {error!r}')    # a slip in remind(), say, but not what comes of an exit
 
 
 def on_signal(*_):
-    """End this script on Ctrl-C and the like. A second one does no harm."""
-    asyncio.run_coroutine_threadsafe(end('Stopped.'), loop)
+    """Have the loop run end(). (A second Ctrl-C does no harm.)"""
+    asyncio.run_coroutine_threadsafe(end('Stopped.'), loop)    # this wakes the loop, if it sleeps
 
 
 loop.set_exception_handler(on_failure)
@@ -200,10 +203,8 @@ pm.eval('WebAssembly.instantiate = async (bytes, imports) => '
 # RUN
 loop.call_later(30, remind, 0)
 job.exec()              # returns when DCP has the job; exec(0.1) offers 0.1 compute credits per slice
-answers = job.wait()    # returns when all slices are done: what your server answered for each, in their order
-# A slice is missing if the server gave another answer, or none:
-stored = {number for number, answer in enumerate(answers, 1) if answer == 'Result received'}
-missing = [number for number in range(1, len(slices) + 1) if number not in stored]
+answers = job.wait()    # returns when all slices are done: what your server answered for each, in slice order
+missing = [number for number, answer in enumerate(answers, 1) if answer != 'Result received']
 if missing:
     sys.exit(f'{len(missing)} of {len(slices)} slices have no result: {missing[:20]}')
 print('Done.')

@@ -19,12 +19,12 @@ access_key = ''                           # letters and digits: if set, every ad
 certificate = None                        # for https: (here / 'certificate.pem', here / 'private_key.pem')
 max_result_size = 1_000_000               # bytes of the form that is posted
 
-data_file, results_folder = here / data_file, here / results_folder    # relative paths count from here
+data_file, results_folder = here / data_file, here / results_folder    # in case a relative path is set above
 app = Flask('server', static_folder=None)
 app.config.update(MAX_CONTENT_LENGTH=max_result_size, MAX_FORM_MEMORY_SIZE=max_result_size)
 logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
 logging.getLogger('werkzeug').setLevel(logging.CRITICAL)    # its own lines would show the access key
-BaseWSGIServer.handle_error = lambda *_: app.logger.warning('a malformed request')    # no traceback
+BaseWSGIServer.handle_error = lambda *_: app.logger.warning('a malformed request')    # not a traceback
 
 
 # DATA
@@ -165,15 +165,9 @@ def send_page():
 
 
 # WHO MAY COME IN
-if access_key:    # /key/health reaches the app as /health with root_path /key; refuse_strangers() looks there
-    app.wsgi_app = DispatcherMiddleware(app.wsgi_app, {f'/{access_key}': app.wsgi_app})
-
-
 @app.before_request
-def refuse_strangers():
-    """Refuse whoever lacks the access key, and web pages that are not on the list."""
-    if access_key and not request.root_path.endswith(f'/{access_key}'):    # it came without
-        abort(404, 'the address does not begin with the access key')
+def check_request():
+    """Refuse web pages that are not on the list, and posts of unknown length."""
     if request.origin and request.origin not in browser_origins:    # only browsers send an Origin
         abort(403, 'this web page may not use this server: see browser_origins in server.py')
     if request.method == 'POST' and request.content_length is None:
@@ -199,6 +193,12 @@ def refuse(error):
     if isinstance(error, OSError):
         return 'the server cannot use its files: see its log', 500, {'Content-Type': 'text/plain'}
     return error.description, error.code, {'Content-Type': 'text/plain'}
+
+
+if access_key:    # serve the app at /key. All other addresses get an app without routes, which answers 404
+    outside = Flask('outside', static_folder=None)
+    outside.register_error_handler(HTTPException, refuse)    # which logs it
+    app.wsgi_app = DispatcherMiddleware(outside.wsgi_app, {f'/{access_key}': app.wsgi_app})
 
 
 # RUN
