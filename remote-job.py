@@ -1,15 +1,15 @@
 """Score random gene signatures that tell psoriatic arthritis from psoriasis: a DCP job with remote data."""
 import asyncio, functools, json, os, pathlib, random, signal, socket, sys, urllib.request
-signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C: no traceback (see ENDINGS)
+signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C: no traceback (until CTRL-C)
 import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp imports nest_asyncio, which fails on Python 3.14
 os.environ['MOZ_NURSERY_STRINGS'] = '0'         # else PythonMonkey may crash: it loses strings that are moved
 import dcp
 import pythonmonkey as pm                       # runs JavaScript, which most of dcp is written in
 
-# DCP: connect, and show two KEYS
+# DCP: connect, and load two KEYS
 socket.setdefaulttimeout(10)    # seconds to wait for DCP and server.py
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # errors are raised, not printed, too
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # errors are raised: do not print them, too
 try:
     dcp.init()
     dcp.identity.set(dcp.wallet.get('id'))       # owns the job: ~/.dcp/id.keystore
@@ -69,11 +69,11 @@ work_function = r'''(signature, data, classes, folds) => {    // data arrives as
     kernel: (values, known) => mean(known.map((other) => similarity(values, other))),
   };
   if (classifiers.ensemble) throw Error('ensemble is the name of the mean of all classifiers');
-  // CROSS-VALIDATION: compare each sample with both classes, but for its fold. (Throws: in case you edit it.)
+  // CROSS-VALIDATION: compare each sample with those of both classes that are in the other folds.
   for (const sample of groups.flat()) {
     progress();    // DCP demands this call: at least once per slice, and every 30 s
     const others = groups.map((group) => group.filter((other) => other.fold !== sample.fold));    // two lists
-    if (others.flat().includes(sample)) throw Error('no sample must be compared with itself');
+    if (others.flat().includes(sample)) throw Error('a sample is compared with itself');    // by a slip above
     const [known0, known1] = others.map((group) => group.map((other) => other.values));
     for (const [name, classifier] of Object.entries(classifiers)) {
       const [like0, like1] = [classifier(sample.values, known0), classifier(sample.values, known1)];
@@ -152,49 +152,49 @@ def remind(n_before):
     loop.call_later(30, remind, len(answered))
 
 
-# ENDINGS (skip this at first): why a job may end early, and how. None is left at DCP that costs money.
-#   Ctrl-C, kill, or a closed terminal -> on_signal() -> end(), which cancels the job, and exits with a line
-#   dcp cannot deploy the job          -> on_failure() -> end()
-#   DCP cancels the job                -> sys.exit() with a line
-# All this happens while job.exec() or job.wait() runs the loop, and an exit there ends them, too.
-async def end(problem, deploying=True):
-    """Cancel the job, and exit. (deploying: DCP may be about to get it. Wait until it has, to cancel it.)"""
+# CANCELLING (skip this and the next two blocks at first): a job that goes on without this script costs money.
+async def end(problem):
+    """Cancel the job if DCP has it, and exit with a line that says why. Give up after 10 s."""
     loop.call_later(10, sys.exit, f'{problem} DCP does not answer: job {job.id} may still run.')
-    while deploying and not job.address:    # DCP gives the job an address when it gets it
+    while job.readyState == 'deploying' and not job.address:    # DCP gives the job an address when it gets it
         await asyncio.sleep(0.1)
-    if job.address:    # DCP has it
+    if job.address:
         try:
             await job.aio.cancel(problem)    # .aio: what can be awaited. DCP is told the problem
             problem += ' The job is cancelled.'
-        except pm.SpiderMonkeyError as error:    # it does not want to
+        except pm.SpiderMonkeyError as error:    # DCP refuses to
             problem += f' DCP on cancelling job {job.id}: {error.jsError["message"]}'
     sys.exit(problem)
 
 
+job.on('cancel', lambda event: loop.call_soon(sys.exit, f'DCP has cancelled the job: {event.reason}'))
+
+
+# ERRORS that nothing catches: if dcp cannot deploy the job, say. Without this, job.exec() would never return.
 def on_failure(_, context):
-    """Hear of errors that nothing catches. If dcp cannot deploy the job, job.exec() would never return."""
     error = context.get('exception')
     if isinstance(error, pm.SpiderMonkeyError):    # raised in JavaScript, so by dcp
-        message = error.jsError['message'].splitlines()[0].replace('compute groups', 'job.computeGroups')
-        if job.connected:    # it has been deployed, and goes on
+        message = error.jsError['message'].splitlines()[0]
+        if job.connected:    # the job is deployed, and goes on
             print_once(f'  Problem: {message}')
         else:
-            loop.create_task(end(f'Job cannot be deployed: {message}.', deploying=False))
-    elif isinstance(error, Exception) and not isinstance(error, asyncio.InvalidStateError):
-        print_once(f'  Problem: {error!r}')    # a slip in remind(), say, but not what comes of an exit
-
-
-def on_signal(*_):
-    """Have the loop run end(). (A second Ctrl-C does no harm.)"""
-    asyncio.run_coroutine_threadsafe(end('Stopped.'), loop)    # this wakes the loop, if it sleeps
+            job.readyState = 'failed'    # dcp leaves it at 'deploying'
+            loop.create_task(end(f'Job cannot be deployed: {message}. (Is job.computeGroups right?)'))
 
 
 loop.set_exception_handler(on_failure)
-job.on('cancel', lambda event: loop.call_soon(sys.exit, f'DCP has cancelled the job: {event.reason}'))
-signal.signal(signal.SIGINT, on_signal)     # Ctrl-C
-signal.signal(signal.SIGTERM, on_signal)    # kill
-if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:    # not under nohup
-    signal.signal(signal.SIGHUP, on_signal)    # a closed terminal
+
+
+# CTRL-C, kill, or a closed terminal (but not under nohup, which ignores that)
+def on_signal(*_):
+    """Let the loop, which job.exec() and job.wait() run, run end(), too. (A second Ctrl-C does no harm.)"""
+    asyncio.run_coroutine_threadsafe(end('Stopped.'), loop)
+
+
+signal.signal(signal.SIGINT, on_signal)
+signal.signal(signal.SIGTERM, on_signal)
+if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, on_signal)
 
 # WORKAROUND for PythonMonkey: it may freeze if WebAssembly, which dcp uses, is compiled in the background.
 pm.eval('WebAssembly.instantiate = async (bytes, imports) => '

@@ -19,7 +19,7 @@ access_key = ''                           # letters and digits: if set, every ad
 certificate = None                        # for https: (here / 'certificate.pem', here / 'private_key.pem')
 max_result_size = 1_000_000               # bytes of the form that is posted
 
-data_file, results_folder = here / data_file, here / results_folder    # in case a relative path is set above
+data_file, results_folder = here / data_file, here / results_folder    # here / an absolute path is that path
 app = Flask('server', static_folder=None)
 app.config.update(MAX_CONTENT_LENGTH=max_result_size, MAX_FORM_MEMORY_SIZE=max_result_size)
 logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
@@ -98,7 +98,7 @@ lock = threading.Lock()    # one result after the other: each request has a thre
 def store(job, slice_number, row):
     """Store a slice's result, once. Return when it is on the disk."""
     with lock:
-        slices = stored.pop(job, None) or stored_slices(job)    # if append() fails, the files are read again
+        slices = stored.pop(job, None) or stored_slices(job)    # out, until append() has succeeded
         if slice_number not in slices:
             append(job, slice_number, row)
             slices.add(slice_number)
@@ -113,7 +113,7 @@ def append(job, slice_number, row):
     if size != expected_size:    # somebody edited it, or a full disk cut its last line
         app.logger.warning('%s has changed: results go on in a new file', path.name)
         path, size = new_path(), 0
-    files[job, columns] = path, size    # after half a write, the next call finds another size
+    files[job, columns] = path, size    # set before writing: if that fails half-way, the sizes will differ
     results_folder.mkdir(parents=True, exist_ok=True)
     with open(path, 'a', newline='', encoding='utf-8') as file:
         writer = csv.writer(file, delimiter='\t', lineterminator='\n')
@@ -138,7 +138,7 @@ def stored_slices(job):
     slices, prefix = set(), f'{job}\t'.encode()
     for path in results_folder.glob('*.txt'):
         with open(path, 'r+b' if os.access(path, os.W_OK) else 'rb') as file:    # Windows: fsync wants 'r+b'
-            os.fsync(file.fileno())    # a server that was killed may have left lines on their way to the disk
+            os.fsync(file.fileno())    # its lines will count as stored: make sure that they are on the disk
             for line in file:
                 if line.startswith(prefix) and line.endswith(b'\n'):
                     slices.add(line.split(b'\t')[1].decode())
@@ -195,7 +195,7 @@ def refuse(error):
     return error.description, error.code, {'Content-Type': 'text/plain'}
 
 
-if access_key:    # serve the app at /key. All other addresses get an app without routes, which answers 404
+if access_key:    # the app is served at /key. Other addresses go to an app without routes, which answers 404
     outside = Flask('outside', static_folder=None)
     outside.register_error_handler(HTTPException, refuse)    # which logs it
     app.wsgi_app = DispatcherMiddleware(outside.wsgi_app, {f'/{access_key}': app.wsgi_app})
@@ -214,7 +214,7 @@ if __name__ == '__main__':
         app.logger.info('That address is a guess: if workers cannot reach it, try another of this machine.')
         if not access_key:
             app.logger.warning('Whoever reaches it may read data and results: see access_key.')
-        socket.setdefaulttimeout(10)    # s until a silent client is dropped: with TLS, it blocks the others
+        socket.setdefaulttimeout(10)    # s until a silent client is dropped: with TLS it blocks all others
         app.run('0.0.0.0', port, debug=False, ssl_context=certificate)    # prints two lines more
     except Exception as error:    # a file is missing, a certificate is bad, the port is no number ...
         raise SystemExit(f'server.py cannot run with these settings: {error}')
