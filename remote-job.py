@@ -1,15 +1,15 @@
 """Score random gene signatures that tell psoriatic arthritis from psoriasis: a DCP job with remote data."""
 import asyncio, functools, json, os, pathlib, random, signal, socket, sys, urllib.request
-signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C: no traceback (until CTRL-C)
+signal.signal(signal.SIGINT, signal.SIG_DFL)    # until on_signal() replaces it: no traceback
 import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp imports nest_asyncio, which fails on Python 3.14
-os.environ['MOZ_NURSERY_STRINGS'] = '0'         # else PythonMonkey may crash: it loses strings that are moved
+os.environ['MOZ_NURSERY_STRINGS'] = '0'         # else PythonMonkey may crash at start
 import dcp
 import pythonmonkey as pm                       # runs JavaScript, which most of dcp is written in
 
 # DCP: connect, and load two KEYS
 socket.setdefaulttimeout(10)    # seconds to wait for DCP and server.py
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # errors are raised: do not print them, too
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # errors are also raised (until ERRORS)
 try:
     dcp.init()
     dcp.identity.set(dcp.wallet.get('id'))       # owns the job: ~/.dcp/id.keystore
@@ -96,7 +96,7 @@ work_function = r'''(signature, data, classes, folds) => {    // data arrives as
 
 # JOB
 job = dcp.compute_for(slices, work_function, [data_url, *arguments])    # calls it with a slice, data, ...
-job.computeGroups = [{'joinKey': 'demo', 'joinSecret': 'dcp'}]    # without it: strangers' workers
+job.computeGroups = [{'joinKey': 'demo', 'joinSecret': 'dcp'}]    # anybody may join 'demo': use your own
 job.worktime = 'map-basic'    # the work function is JavaScript
 job.setResultStorage(f'{server_url}/dcp-results',    # <<<<<< workers post results there
                      {'job': job.id, 'of': str(len(slices))})    # form fields; job.id is new at each start
@@ -111,24 +111,24 @@ if not slices:
     sys.exit('There are no slices: the job would never end.')
 if not job.resultStorageType:
     sys.exit('Without job.setResultStorage, the results would go to DCP.')
-if not job.computeGroups or "'joinKey': 'public'" in str(job.computeGroups):    # str: it may be mistyped
+if not job.computeGroups or "'joinKey': 'public'" in str(job.computeGroups):    # as text: whatever it is
     sys.exit('Without job.computeGroups of your own, strangers would compute the job.')
 # The work function is parsed (not called), so that a syntax error is told now, with its line in this file:
 if isinstance(work_function, str):    # it may also be a URL
     text_before = pathlib.Path(__file__).read_text('utf-8').partition(work_function)[0]
-    first_line = 1 + text_before.count('\n')
     try:
-        pm.eval(f'({work_function})', {'filename': __file__, 'lineno': first_line})
+        pm.eval(f'({work_function})', {'filename': __file__, 'lineno': 1 + text_before.count('\n')})
     except pm.SpiderMonkeyError as error:
         sys.exit(f'Work function: {error}')
 
 # EVENTS
-loop = asyncio.get_event_loop()    # dcp's: job.exec() and job.wait() run it until they are done
+loop = asyncio.get_event_loop()    # dcp's: job.exec() and job.wait() run it. sys.exit() in it ends them, too
 print_once = functools.cache(print)    # prints a line, but not again: all workers make the same complaint
 answered = set()    # slice numbers
 job.on('readystatechange', lambda state: print('State:', state))
 job.on('accepted', lambda _: print(f'  Job ID: {job.id}\n  Job accepted, awaiting results...'))
 job.on('nofunds', lambda event: print_once(f'  No funds: the job waits for {event.fundsRequired} credits.'))
+job.on('cancel', lambda event: loop.call_soon(sys.exit, f'DCP has cancelled the job: {event.reason}'))
 
 
 @job.on('result')
@@ -152,51 +152,51 @@ def remind(n_before):
     loop.call_later(30, remind, len(answered))
 
 
-# CANCELLING (skip this and the next two blocks at first): a job that goes on without this script costs money.
+# CANCELLING (skip this and three more blocks at first): a job that goes on without this script costs money.
 async def end(problem):
-    """Cancel the job if DCP has it, and exit with a line that says why. Give up after 10 s."""
+    """Cancel the job as soon as DCP has it, and exit with a line that says why. Give up after 10 s."""
     loop.call_later(10, sys.exit, f'{problem} DCP does not answer: job {job.id} may still run.')
-    while job.readyState == 'deploying' and not job.address:    # DCP gives the job an address when it gets it
+    while not job.address:    # DCP gives the job an address when it gets it
         await asyncio.sleep(0.1)
-    if job.address:
-        try:
-            await job.aio.cancel(problem)    # .aio: what can be awaited. DCP is told the problem
-            problem += ' The job is cancelled.'
-        except pm.SpiderMonkeyError as error:    # DCP refuses to
-            problem += f' DCP on cancelling job {job.id}: {error.jsError["message"]}'
+    try:
+        await job.aio.cancel(problem)    # .aio: what can be awaited. DCP is told the problem
+        problem += ' The job is cancelled.'
+    except pm.SpiderMonkeyError as error:    # DCP refuses to
+        problem += f' DCP on cancelling job {job.id}: {error.jsError["message"]}'
     sys.exit(problem)
 
 
-job.on('cancel', lambda event: loop.call_soon(sys.exit, f'DCP has cancelled the job: {event.reason}'))
-
-
-# ERRORS that nothing catches: if dcp cannot deploy the job, say. Without this, job.exec() would never return.
+# ERRORS in the background, where no `except` can catch them: the loop calls on_failure() with each.
 def on_failure(_, context):
+    """Exit if dcp cannot deploy the job, as job.exec() would never return. Later errors are only printed."""
     error = context.get('exception')
-    if isinstance(error, pm.SpiderMonkeyError):    # raised in JavaScript, so by dcp
-        message = error.jsError['message'].splitlines()[0]
-        if job.connected:    # the job is deployed, and goes on
-            print_once(f'  Problem: {message}')
-        else:
-            job.readyState = 'failed'    # dcp leaves it at 'deploying'
-            loop.create_task(end(f'Job cannot be deployed: {message}. (Is job.computeGroups right?)'))
+    if not isinstance(error, pm.SpiderMonkeyError):    # not from dcp: what an exit leaves behind
+        return
+    message = error.jsError['message'].splitlines()[0]
+    problem = f'Job cannot be deployed: {message}. (Is job.computeGroups right?)'
+    if job.connected:    # it has been deployed, and goes on
+        print_once(f'  Problem: {message}')
+    elif job.address:    # DCP has it already, and must not keep it
+        loop.create_task(end(problem))
+    else:
+        loop.call_soon(sys.exit, problem)
 
 
 loop.set_exception_handler(on_failure)
 
 
-# CTRL-C, kill, or a closed terminal (but not under nohup, which ignores that)
+# CTRL-C, kill, or a closed terminal
 def on_signal(*_):
-    """Let the loop, which job.exec() and job.wait() run, run end(), too. (A second Ctrl-C does no harm.)"""
-    asyncio.run_coroutine_threadsafe(end('Stopped.'), loop)
+    """Start end() in the loop, which job.exec() and job.wait() run. (A second Ctrl-C does no harm.)"""
+    asyncio.run_coroutine_threadsafe(end('Stopped.'), loop)    # this also wakes the loop
 
 
 signal.signal(signal.SIGINT, on_signal)
 signal.signal(signal.SIGTERM, on_signal)
-if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:    # nohup ignores it
     signal.signal(signal.SIGHUP, on_signal)
 
-# WORKAROUND for PythonMonkey: it may freeze if WebAssembly, which dcp uses, is compiled in the background.
+# WORKAROUND, to be left: PythonMonkey may freeze if WebAssembly, which dcp uses, is compiled in background.
 pm.eval('WebAssembly.instantiate = async (bytes, imports) => '
         '({ instance: new WebAssembly.Instance(new WebAssembly.Module(bytes), imports) })')
 

@@ -19,7 +19,7 @@ access_key = ''                           # letters and digits: if set, every ad
 certificate = None                        # for https: (here / 'certificate.pem', here / 'private_key.pem')
 max_result_size = 1_000_000               # bytes of the form that is posted
 
-data_file, results_folder = here / data_file, here / results_folder    # here / an absolute path is that path
+data_file, results_folder = here / data_file, here / results_folder    # so that relative paths will do above
 app = Flask('server', static_folder=None)
 app.config.update(MAX_CONTENT_LENGTH=max_result_size, MAX_FORM_MEMORY_SIZE=max_result_size)
 logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
@@ -98,7 +98,7 @@ lock = threading.Lock()    # one result after the other: each request has a thre
 def store(job, slice_number, row):
     """Store a slice's result, once. Return when it is on the disk."""
     with lock:
-        slices = stored.pop(job, None) or stored_slices(job)    # out, until append() has succeeded
+        slices = stored.pop(job, None) or stored_slices(job)    # pop: if append() fails, they are read again
         if slice_number not in slices:
             append(job, slice_number, row)
             slices.add(slice_number)
