@@ -1,6 +1,6 @@
 """Score random gene signatures that tell psoriatic arthritis from psoriasis: a DCP job with remote data."""
 import asyncio, functools, json, os, pathlib, random, signal, socket, sys, urllib.request
-signal.signal(signal.SIGINT, signal.SIG_DFL)    # until on_signal() replaces it: no traceback
+signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C ends the script, with no traceback
 import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp imports nest_asyncio, which fails on Python 3.14
 os.environ['MOZ_NURSERY_STRINGS'] = '0'         # else PythonMonkey may crash at start
@@ -9,7 +9,7 @@ import pythonmonkey as pm                       # runs JavaScript, which most of
 
 # DCP: connect, and load two KEYS
 socket.setdefaulttimeout(10)    # seconds to wait for DCP and server.py
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # errors are also raised (until ERRORS)
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # else it prints what is raised below
 try:
     dcp.init()
     dcp.identity.set(dcp.wallet.get('id'))       # owns the job: ~/.dcp/id.keystore
@@ -161,7 +161,7 @@ async def end(problem):
     try:
         await job.aio.cancel(problem)    # .aio: what can be awaited. DCP is told the problem
         problem += ' The job is cancelled.'
-    except pm.SpiderMonkeyError as error:    # DCP refuses to
+    except pm.SpiderMonkeyError as error:    # DCP refuses it
         problem += f' DCP on cancelling job {job.id}: {error.jsError["message"]}'
     sys.exit(problem)
 
@@ -170,15 +170,15 @@ async def end(problem):
 def on_failure(_, context):
     """Exit if dcp cannot deploy the job, as job.exec() would never return. Later errors are only printed."""
     error = context.get('exception')
-    if not isinstance(error, pm.SpiderMonkeyError):    # not from dcp: what an exit leaves behind
+    if not isinstance(error, pm.SpiderMonkeyError):    # not from dcp: our own sys.exit() shows up here, too
         return
     message = error.jsError['message'].splitlines()[0]
     problem = f'Job cannot be deployed: {message}. (Is job.computeGroups right?)'
-    if job.connected:    # it has been deployed, and goes on
+    if job.connected:    # job.exec() has returned: the job goes on
         print_once(f'  Problem: {message}')
-    elif job.address:    # DCP has it already, and must not keep it
+    elif job.address:    # DCP has the job, but nobody computes it: cancel it
         loop.create_task(end(problem))
-    else:
+    else:    # DCP does not have it
         loop.call_soon(sys.exit, problem)
 
 
@@ -188,7 +188,7 @@ loop.set_exception_handler(on_failure)
 # CTRL-C, kill, or a closed terminal
 def on_signal(*_):
     """Start end() in the loop, which job.exec() and job.wait() run. (A second Ctrl-C does no harm.)"""
-    asyncio.run_coroutine_threadsafe(end('Stopped.'), loop)    # this also wakes the loop
+    asyncio.run_coroutine_threadsafe(end('Stopped.'), loop)    # wakes the loop, if it sleeps
 
 
 signal.signal(signal.SIGINT, on_signal)
@@ -196,7 +196,7 @@ signal.signal(signal.SIGTERM, on_signal)
 if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:    # nohup ignores it
     signal.signal(signal.SIGHUP, on_signal)
 
-# WORKAROUND, to be left: PythonMonkey may freeze if WebAssembly, which dcp uses, is compiled in background.
+# WORKAROUND. Do not remove: PythonMonkey may freeze when WebAssembly, for dcp, is compiled in background.
 pm.eval('WebAssembly.instantiate = async (bytes, imports) => '
         '({ instance: new WebAssembly.Instance(new WebAssembly.Module(bytes), imports) })')
 
