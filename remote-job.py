@@ -122,7 +122,7 @@ if isinstance(work_function, str):    # it may also be a URL
         sys.exit(f'Work function: {error}')
 
 # EVENTS
-loop = asyncio.get_event_loop()    # dcp's: job.exec() and job.wait() run it. sys.exit() in it ends them, too
+loop = asyncio.get_event_loop()    # job.exec() and job.wait() run in it; sys.exit(), if it calls that, ends them
 print_once = functools.cache(print)    # prints a line, but not again: all workers make the same complaint
 answered = set()    # slice numbers
 job.on('readystatechange', lambda state: print('State:', state))
@@ -152,7 +152,7 @@ def remind(n_before):
     loop.call_later(30, remind, len(answered))
 
 
-# CANCELLING (skip this and three more blocks at first): a job that goes on without this script costs money.
+# CANCELLING (skip from here to RUN at first): a job that goes on without this script costs money.
 async def end(problem):
     """Cancel the job as soon as DCP has it, and exit with a line that says why. Give up after 10 s."""
     loop.call_later(10, sys.exit, f'{problem} DCP does not answer: job {job.id} may still run.')

@@ -98,7 +98,7 @@ lock = threading.Lock()    # one result after the other: each request has a thre
 def store(job, slice_number, row):
     """Store a slice's result, once. Return when it is on the disk."""
     with lock:
-        slices = stored.pop(job, None) or stored_slices(job)    # pop: if append() fails, they are read again
+        slices = stored.pop(job, None) or stored_slices(job)    # pop: if append() fails, read them again
         if slice_number not in slices:
             append(job, slice_number, row)
             slices.add(slice_number)
@@ -138,7 +138,7 @@ def stored_slices(job):
     slices, prefix = set(), f'{job}\t'.encode()
     for path in results_folder.glob('*.txt'):
         with open(path, 'r+b' if os.access(path, os.W_OK) else 'rb') as file:    # Windows: fsync wants 'r+b'
-            os.fsync(file.fileno())    # its lines will count as stored: make sure that they are on the disk
+            os.fsync(file.fileno())    # after a crash, lines that will count may not be on the disk yet
             for line in file:
                 if line.startswith(prefix) and line.endswith(b'\n'):
                     slices.add(line.split(b'\t')[1].decode())
