@@ -122,7 +122,7 @@ if isinstance(work_function, str):    # it may also be a URL
         sys.exit(f'Work function: {error}')
 
 # EVENTS
-loop = asyncio.get_event_loop()    # job.exec() and job.wait() run in it; sys.exit(), if it calls that, ends them
+loop = asyncio.get_event_loop()    # job.exec() and job.wait() run in it: if it calls sys.exit(), they end
 print_once = functools.cache(print)    # prints a line, but not again: all workers make the same complaint
 answered = set()    # slice numbers
 job.on('readystatechange', lambda state: print('State:', state))
