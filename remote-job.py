@@ -111,10 +111,9 @@ if not slices:
     sys.exit('There are no slices: the job would never end.')
 if not job.resultStorageType:
     sys.exit('Without job.setResultStorage, the results would go to DCP.')
-if not job.computeGroups or "'joinKey': 'public'" in str(job.computeGroups):    # as text: whatever it is
+if not job.computeGroups or "'joinKey': 'public'" in str(job.computeGroups):    # even if it is mistyped
     sys.exit('Without job.computeGroups of your own, strangers would compute the job.')
-# The work function is parsed (not called), so that a syntax error is told now, with its line in this file:
-if isinstance(work_function, str):    # it may also be a URL
+if isinstance(work_function, str):    # parse it, so that a syntax error is told, with its line in this file
     text_before = pathlib.Path(__file__).read_text('utf-8').partition(work_function)[0]
     try:
         pm.eval(f'({work_function})', {'filename': __file__, 'lineno': 1 + text_before.count('\n')})
@@ -122,7 +121,7 @@ if isinstance(work_function, str):    # it may also be a URL
         sys.exit(f'Work function: {error}')
 
 # EVENTS
-loop = asyncio.get_event_loop()    # job.exec() and job.wait() run in it: if it calls sys.exit(), they end
+loop = asyncio.get_event_loop()    # job.exec() and job.wait() run it. When it calls sys.exit(), they end
 print_once = functools.cache(print)    # prints a line, but not again: all workers make the same complaint
 answered = set()    # slice numbers
 job.on('readystatechange', lambda state: print('State:', state))
@@ -166,20 +165,21 @@ async def end(problem):
     sys.exit(problem)
 
 
-# ERRORS in the background, where no `except` can catch them: the loop calls on_failure() with each.
+# ERRORS in the background, where no `except` can catch them: the loop calls on_failure() with each. A job has
+# no address until DCP has it, and is connected when job.exec() has returned: never, if there was an error.
 def on_failure(_, context):
-    """Exit if dcp cannot deploy the job, as job.exec() would never return. Later errors are only printed."""
+    """Exit if dcp cannot deploy the job, and cancel what DCP has of it. Later errors are only printed."""
     error = context.get('exception')
-    if not isinstance(error, pm.SpiderMonkeyError):    # not from dcp: our own sys.exit() shows up here, too
+    if not isinstance(error, pm.SpiderMonkeyError):    # not from dcp. (sys.exit() comes here, too.)
         return
     message = error.jsError['message'].splitlines()[0]
     problem = f'Job cannot be deployed: {message}. (Is job.computeGroups right?)'
-    if job.connected:    # job.exec() has returned: the job goes on
-        print_once(f'  Problem: {message}')
-    elif job.address:    # DCP has the job, but nobody computes it: cancel it
-        loop.create_task(end(problem))
-    else:    # DCP does not have it
+    if not job.address:
         loop.call_soon(sys.exit, problem)
+    elif not job.connected:
+        loop.create_task(end(problem))
+    else:    # the job goes on
+        print_once(f'  Problem: {message}')
 
 
 loop.set_exception_handler(on_failure)
@@ -196,7 +196,7 @@ signal.signal(signal.SIGTERM, on_signal)
 if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:    # nohup ignores it
     signal.signal(signal.SIGHUP, on_signal)
 
-# WORKAROUND. Do not remove: PythonMonkey may freeze when WebAssembly, for dcp, is compiled in background.
+# WORKAROUND (keep it): PythonMonkey may freeze while it compiles WebAssembly for dcp in the background.
 pm.eval('WebAssembly.instantiate = async (bytes, imports) => '
         '({ instance: new WebAssembly.Instance(new WebAssembly.Module(bytes), imports) })')
 

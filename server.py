@@ -137,11 +137,11 @@ def stored_slices(job):
     """Return the slices of a job that the results files have. Half a line at the end does not count."""
     slices, prefix = set(), f'{job}\t'.encode()
     for path in results_folder.glob('*.txt'):
-        with open(path, 'r+b' if os.access(path, os.W_OK) else 'rb') as file:    # Windows: fsync wants 'r+b'
-            os.fsync(file.fileno())    # after a crash, lines that will count may not be on the disk yet
-            for line in file:
-                if line.startswith(prefix) and line.endswith(b'\n'):
-                    slices.add(line.split(b'\t')[1].decode())
+        with open(path, 'rb') as file:
+            if os.name != 'nt':    # Windows cannot sync what is only read
+                os.fsync(file.fileno())    # a server that was killed may have written lines, but not synced them
+            whole_lines = (line for line in file if line.startswith(prefix) and line.endswith(b'\n'))
+            slices.update(line.split(b'\t')[1].decode() for line in whole_lines)
     return slices
 
 
