@@ -9,7 +9,7 @@ import pythonmonkey as pm                       # runs JavaScript, which most of
 
 # DCP: connect, and load two KEYS
 socket.setdefaulttimeout(10)    # seconds to wait for DCP and server.py
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # else it prints what is raised below
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # else it prints errors, too (until ERRORS)
 try:
     dcp.init()
     dcp.identity.set(dcp.wallet.get('id'))       # owns the job: ~/.dcp/id.keystore
@@ -111,7 +111,7 @@ if not slices:
     sys.exit('There are no slices: the job would never end.')
 if not job.resultStorageType:
     sys.exit('Without job.setResultStorage, the results would go to DCP.')
-if not job.computeGroups or "'joinKey': 'public'" in str(job.computeGroups):    # even if it is mistyped
+if not job.computeGroups or "'joinKey': 'public'" in str(job.computeGroups):    # text: it may be no list
     sys.exit('Without job.computeGroups of your own, strangers would compute the job.')
 if isinstance(work_function, str):    # parse it, so that a syntax error is told, with its line in this file
     text_before = pathlib.Path(__file__).read_text('utf-8').partition(work_function)[0]
@@ -165,20 +165,19 @@ async def end(problem):
     sys.exit(problem)
 
 
-# ERRORS in the background, where no `except` can catch them: the loop calls on_failure() with each. A job has
-# no address until DCP has it, and is connected when job.exec() has returned: never, if there was an error.
+# ERRORS in the background, where no `except` can catch them: the loop calls on_failure() with each.
 def on_failure(_, context):
     """Exit if dcp cannot deploy the job, and cancel what DCP has of it. Later errors are only printed."""
     error = context.get('exception')
-    if not isinstance(error, pm.SpiderMonkeyError):    # not from dcp. (sys.exit() comes here, too.)
+    if not isinstance(error, pm.SpiderMonkeyError):    # not from dcp: an exit, say, which still exits
         return
     message = error.jsError['message'].splitlines()[0]
     problem = f'Job cannot be deployed: {message}. (Is job.computeGroups right?)'
-    if not job.address:
+    if not job.address:    # DCP has not got the job: just exit
         loop.call_soon(sys.exit, problem)
-    elif not job.connected:
+    elif not job.connected:    # DCP has got it, but it is not deployed: cancel it
         loop.create_task(end(problem))
-    else:    # the job goes on
+    else:    # it is deployed, and goes on
         print_once(f'  Problem: {message}')
 
 

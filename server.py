@@ -139,7 +139,7 @@ def stored_slices(job):
     for path in results_folder.glob('*.txt'):
         with open(path, 'rb') as file:
             if os.name != 'nt':    # Windows cannot sync what is only read
-                os.fsync(file.fileno())    # a server that was killed may have written lines, but not synced them
+                os.fsync(file.fileno())    # they are about to count as stored: see that they are
             whole_lines = (line for line in file if line.startswith(prefix) and line.endswith(b'\n'))
             slices.update(line.split(b'\t')[1].decode() for line in whole_lines)
     return slices
