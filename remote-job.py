@@ -53,7 +53,7 @@ work_function = r'''(signature, data, classes, folds) => {    // data arrives as
     const line = `line ${i + 2} of the table`;
     if (row.length !== header.length) throw Error(`${line} has not as many cells as the first`);
     const group = groups[classes.indexOf(row[0])];    // groups[-1], if it is neither, is undefined
-    if (!group) throw Error(`${line} must begin with ${classes.join(' or ')}, without quotes`);
+    if (!group) throw Error(`${line} must begin with ${classes.join(' or ')}, unquoted; classes: strings`);
     const values = signature.map((column) => Number(row[column].trim() || NaN));    // Number('') would be 0
     if (!values.every(Number.isFinite)) throw Error(`${line}: no number in a column of ${signature}`);
     group.push({ values, fold: group.length % folds, scores: {} });    // dealt to folds 0, 1, 2 ...
@@ -121,6 +121,7 @@ if isinstance(work_function, str):    # parse it, so that a syntax error is told
         sys.exit(f'Work function: {error}')
 
 # EVENTS
+sys.stdout.reconfigure(line_buffering=True)    # print each line at once, into a file or pipe, too
 loop = asyncio.get_event_loop()    # job.exec() and job.wait() run it. When it calls sys.exit(), they end
 print_once = functools.cache(print)    # prints a line, but not again: all workers make the same complaint
 answered = set()    # slice numbers
