@@ -136,7 +136,7 @@ def new_path():
 def stored_slices(job):
     """Return the slices of a job that the results files have. Half a line at the end does not count."""
     slices, prefix = set(), f'{job}\t'.encode()
-    for path in results_folder.glob('*.txt'):
+    for path in map(results_folder.joinpath, list_results()):
         with open(path, 'rb') as file:
             if os.name != 'nt':    # Windows cannot sync what is only read
                 os.fsync(file.fileno())    # they are about to count as stored: see that they are
@@ -168,7 +168,7 @@ def send_page():
 @app.before_request
 def check_request():
     """Refuse web pages that are not on the list, and posts of unknown length."""
-    if request.origin and request.origin not in browser_origins:    # only browsers send an Origin
+    if request.origin not in (None, *browser_origins):    # only browsers send an Origin
         abort(403, 'this web page may not use this server: see browser_origins in server.py')
     if request.method == 'POST' and request.content_length is None:
         abort(411)    # without a length, Flask would silently cut a form at max_result_size

@@ -221,7 +221,7 @@ def test_malformed_result_is_refused_in_one_line(server, caplog, form):
 
 
 @pytest.mark.parametrize('origin', [
-    'https://dcp.work', 'http://dcp.work', 'https://dcp.work.evil.com', 'https://evil.com', 'null'])
+    'https://dcp.work', 'http://dcp.work', 'https://dcp.work.evil.com', 'https://evil.com', 'null', ''])
 def test_web_pages_but_those_of_dcp_work_are_refused(server, origin):
     right = (200, origin) if origin == 'https://dcp.work' else (403, None)
     for method, path in (('GET', DATA), ('OPTIONS', '/dcp-results'), ('POST', '/dcp-results')):

@@ -54,11 +54,11 @@ def test_signatures_are_as_many_and_as_long_as_the_settings_say():
     assert (columns.min(), columns.max()) == (1, 5000) and abs(columns.mean() - 2500) < 50
 
 
-def simulated(samples=40, probesets=30, share=0.5, change=lambda x: x, classes=CLASSES):
+def simulated(samples=40, probesets=30, share=0.5, change=lambda x: x):
     """Return a table of noise. A share of the samples, the first rows of x, is of the first class."""
     rng = np.random.RandomState(samples)
     x = change(rng.normal(7, 1, (samples, probesets)))
-    labels = [classes[i >= max(2, samples * share)] for i in range(samples)]
+    labels = [CLASSES[i >= max(2, samples * share)] for i in range(samples)]
     rows = [[labels[i], *(f'{value:.6f}' for value in x[i])] for i in rng.permutation(samples)]
     header = ['phenotype', *(f'probeset{i}_at' for i in range(1, probesets + 1))]
     return ''.join('\t'.join(row) + '\n' for row in [header, *rows])
