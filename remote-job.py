@@ -1,6 +1,6 @@
 """Score random gene signatures that tell psoriatic arthritis from psoriasis: a DCP job with remote data."""
 import asyncio, functools, json, os, pathlib, random, signal, socket, sys, urllib.request
-signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C ends the script, with no traceback
+signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C just ends the script (until CTRL-C below)
 import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp imports nest_asyncio, which fails on Python 3.14
 os.environ['MOZ_NURSERY_STRINGS'] = '0'         # else PythonMonkey may crash at start
@@ -9,7 +9,7 @@ import pythonmonkey as pm                       # runs JavaScript, which most of
 
 # DCP: connect, and load two KEYS
 socket.setdefaulttimeout(10)    # seconds to wait for DCP and server.py
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # else it prints errors, too (until ERRORS)
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # else it prints errors, too: see ERRORS
 try:
     dcp.init()
     dcp.identity.set(dcp.wallet.get('id'))       # owns the job: ~/.dcp/id.keystore
@@ -111,7 +111,7 @@ if not slices:
     sys.exit('There are no slices: the job would never end.')
 if not job.resultStorageType:
     sys.exit('Without job.setResultStorage, the results would go to DCP.')
-if not job.computeGroups or "'joinKey': 'public'" in str(job.computeGroups):    # text: it may be no list
+if not job.computeGroups or "'joinKey': 'public'" in str(job.computeGroups):    # as text: it may be no list
     sys.exit('Without job.computeGroups of your own, strangers would compute the job.')
 if isinstance(work_function, str):    # parse it, so that a syntax error is told, with its line in this file
     text_before = pathlib.Path(__file__).read_text('utf-8').partition(work_function)[0]
@@ -166,19 +166,19 @@ async def end(problem):
     sys.exit(problem)
 
 
-# ERRORS in the background, where no `except` can catch them: the loop calls on_failure() with each.
-def on_failure(_, context):
-    """Exit if dcp cannot deploy the job, and cancel what DCP has of it. Later errors are only printed."""
+# ERRORS of dcp in the background: no `except` catches them, and after one job.exec() may never return.
+def on_failure(loop, context):
+    """The loop calls this with each. Exit if the job cannot be deployed, and cancel what DCP has of it."""
     error = context.get('exception')
-    if not isinstance(error, pm.SpiderMonkeyError):    # not from dcp: an exit, say, which still exits
+    if not isinstance(error, pm.SpiderMonkeyError):    # but a sys.exit(), say, which ends the script anyway
         return
     message = error.jsError['message'].splitlines()[0]
     problem = f'Job cannot be deployed: {message}. (Is job.computeGroups right?)'
-    if not job.address:    # DCP has not got the job: just exit
+    if not job.address:    # 1. DCP has not got the job: just exit
         loop.call_soon(sys.exit, problem)
-    elif not job.connected:    # DCP has got it, but it is not deployed: cancel it
+    elif not job.connected:    # 2. DCP has got it, but it is not deployed: cancel it
         loop.create_task(end(problem))
-    else:    # it is deployed, and goes on
+    else:    # 3. it is deployed: workers go on, and so does this script
         print_once(f'  Problem: {message}')
 
 
