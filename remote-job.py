@@ -1,15 +1,15 @@
 """Score random gene signatures that tell psoriatic arthritis from psoriasis: a DCP job with remote data."""
 import asyncio, functools, json, os, pathlib, random, signal, socket, sys, urllib.request
-signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C just ends the script (until CTRL-C below)
+signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C ends the script at once; see also CTRL-C
 import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp imports nest_asyncio, which fails on Python 3.14
 os.environ['MOZ_NURSERY_STRINGS'] = '0'         # else PythonMonkey may crash at start
 import dcp
 import pythonmonkey as pm                       # runs JavaScript, which most of dcp is written in
 
-# DCP: connect, and load two KEYS
-socket.setdefaulttimeout(10)    # seconds to wait for DCP and server.py
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # else it prints errors, too: see ERRORS
+# DCP: connect, and load two keystores
+socket.setdefaulttimeout(10)    # seconds that DCP and server.py have for an answer
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # no tracebacks; ERRORS replaces this
 try:
     dcp.init()
     dcp.identity.set(dcp.wallet.get('id'))       # owns the job: ~/.dcp/id.keystore
@@ -22,20 +22,20 @@ n_signatures = 10
 min_length, max_length = 5, 9                    # probesets in a signature
 random.seed(42)                                  # another seed gives other signatures
 classes = ['Psoriasis', 'Psoriatic Arthritis']   # the labels in the first column of the table: strings
-folds = 10                                       # of the cross-validation: each class is dealt evenly to them
+folds = 10                                       # of the cross-validation, each a share of both classes
 server_url = 'http://127.0.0.1:5001'             # as server.py prints it
 
-# DATA: an argument that is a URL object is fetched by the workers, and the work function gets its text.
+# DATA: if an argument is a URL object, the workers fetch from it, and the work function gets the text.
 server_url = server_url.replace(' ', '').strip('/')
 address = f'{server_url}/GSE57383_ps_psa'
 try:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))    # not by way of a proxy
-    header = direct.open(address).readline().decode()
-    data_url = pm.new('URL')(address)    # <<<<<< JavaScript's new URL(address): workers fetch from it
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))    # server.py is inside: no proxy
+    header = direct.open(address).readline().decode()    # the names of the table's columns
+    data_url = pm.new('URL')(address)    # REMOTE DATA. In JavaScript: new URL(address)
 except Exception as error:    # of many kinds: no answer, no data there, no address
     sys.exit(f'No data at {address} ({error}): does server.py run, and is server_url what it has printed?')
 
-# INPUT SET: slices are lists of column numbers. JSON turns ints and tuples into floats and lists, for DCP.
+# INPUT SET: slices are lists of column numbers. DCP spoils ints and tuples: JSON makes them floats and lists.
 columns = range(1, 1 + header.count('\t'))    # column 0 is the phenotype
 try:
     slices = [random.sample(columns, random.randint(min_length, max_length)) for _ in range(n_signatures)]
@@ -45,21 +45,21 @@ except (TypeError, ValueError) as error:
 
 # WORK FUNCTION: a worker calls it for each slice, with the arguments. README.md explains its JavaScript.
 work_function = r'''(signature, data, classes, folds) => {    // data arrives as the text of the table
-  // TABLE: rows of cells. (Errors must quote none of them, as they pass through DCP's scheduler.)
+  // TABLE: rows of cells. (An error must quote no cell: its text goes through DCP's scheduler.)
   const [header, ...rows] = data.trimEnd().replaceAll('\r', '').split('\n').map((line) => line.split('\t'));
   if (classes.includes(header[0])) throw Error('the first line must name the columns, not be a sample');
   const groups = [[], []];    // the samples of the first class, and of the second
   for (const [i, row] of rows.entries()) {
     const line = `line ${i + 2} of the table`;
     if (row.length !== header.length) throw Error(`${line} has not as many cells as the first`);
-    const group = groups[classes.indexOf(row[0])];    // groups[-1], if it is neither, is undefined
+    const group = groups[classes.indexOf(row[0])];    // if neither: groups[-1], which is undefined
     if (!group) throw Error(`${line} must begin with ${classes.join(' or ')}, unquoted; classes: strings`);
-    const values = signature.map((column) => Number(row[column].trim() || NaN));    // Number('') would be 0
+    const values = signature.map((column) => Number(row[column].trim() || NaN));    // an empty cell is NaN
     if (!values.every(Number.isFinite)) throw Error(`${line}: no number in a column of ${signature}`);
     group.push({ values, fold: group.length % folds, scores: {} });    // dealt to folds 0, 1, 2 ...
   }
   if (folds < 2 || folds % 1 !== 0 || groups.some((g) => g.length < 2)) throw Error('too few samples/folds');
-  // CLASSIFIERS: how similar are the values of a sample to the known ones (a list of such values)? Above 0.
+  // CLASSIFIERS: how similar are a sample's values to those of known samples? Each gives a number above 0.
   const mean = (numbers) => numbers.reduce((total, number) => total + number, 0) / numbers.length;
   const columnMeans = (known) => known[0].map((_, i) => mean(known.map((other) => other[i])));
   const similarity = (a, b) => 1 / (1 + mean(a.map((value, i) => (value - b[i]) ** 2)));    // 1 if equal
@@ -68,12 +68,12 @@ work_function = r'''(signature, data, classes, folds) => {    // data arrives as
     neighbour: (values, known) => Math.max(...known.map((other) => similarity(values, other))),
     kernel: (values, known) => mean(known.map((other) => similarity(values, other))),
   };
-  if (classifiers.ensemble) throw Error('ensemble is the name of the mean of all classifiers');
+  if (classifiers.ensemble) throw Error('ensemble is the mean of all classifiers: rename yours');
   // CROSS-VALIDATION: compare each sample with those of both classes that are in the other folds.
   for (const sample of groups.flat()) {
     progress();    // DCP demands this call: at least once per slice, and every 30 s
-    const others = groups.map((group) => group.filter((other) => other.fold !== sample.fold));    // two lists
-    if (others.flat().includes(sample)) throw Error('a sample is compared with itself');    // by a slip above
+    const others = groups.map((group) => group.filter((other) => other.fold !== sample.fold));    // per class
+    if (others.flat().includes(sample)) throw Error('a sample is compared with itself');    // see line above
     const [known0, known1] = others.map((group) => group.map((other) => other.values));
     for (const [name, classifier] of Object.entries(classifiers)) {
       const [like0, like1] = [classifier(sample.values, known0), classifier(sample.values, known1)];
@@ -82,7 +82,7 @@ work_function = r'''(signature, data, classes, folds) => {    // data arrives as
     }
     sample.scores.ensemble = mean(Object.values(sample.scores));
   }
-  // RESULT. Accuracy: share of scores on the right side of 0.5. AUC: share of pairs in order (tie: half).
+  // RESULT. Accuracy: scores on the right side of 0.5. AUC: pairs in which class 1 scores higher (tie: half).
   const result = { probesets: signature.map((column) => header[column]).join(', '), samples: rows.length };
   for (const name of [...Object.keys(classifiers), 'ensemble']) {
     const [scores0, scores1] = groups.map((group) => group.map((sample) => sample.scores[name]));
@@ -95,34 +95,34 @@ work_function = r'''(signature, data, classes, folds) => {    // data arrives as
 }'''
 
 # JOB
-job = dcp.compute_for(slices, work_function, [data_url, *arguments])    # calls it with a slice, data, ...
+job = dcp.compute_for(slices, work_function, [data_url, *arguments])    # work_function(slice, data, ...)
 job.computeGroups = [{'joinKey': 'demo', 'joinSecret': 'dcp'}]    # anybody may join 'demo': use your own
-job.worktime = 'map-basic'    # the work function is JavaScript
-job.setResultStorage(f'{server_url}/dcp-results',    # <<<<<< workers post results there
-                     {'job': job.id, 'of': str(len(slices))})    # form fields; job.id is new at each start
+job.worktime = 'map-basic'    # DCP's name for work functions in JavaScript
+job.setResultStorage(f'{server_url}/dcp-results',    # REMOTE RESULTS: workers post them there
+                     {'job': job.id, 'of': str(len(slices))})    # posted along; job.id is new at each start
 
 # PUBLIC INFO: anybody may see this
 job.public.name = 'PsA signature search'
 job.public.description = 'Scores random gene signatures that tell psoriatic arthritis from psoriasis'
 job.public.link = 'https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE57383'
 
-# CHECKS of what DCP itself would let pass. (If job.computeGroups is not set, DCP takes its group 'public'.)
+# CHECKS of what DCP itself would let pass. (If job.computeGroups is not set, it is DCP's group 'public'.)
 if not slices:
     sys.exit('There are no slices: the job would never end.')
-if not job.resultStorageType:
+if not job.resultStorageType:    # which setResultStorage sets
     sys.exit('Without job.setResultStorage, the results would go to DCP.')
-if not job.computeGroups or "'joinKey': 'public'" in str(job.computeGroups):    # as text: it may be no list
+if not job.computeGroups or "'joinKey': 'public'" in str(job.computeGroups):    # as text, whatever it is
     sys.exit('Without job.computeGroups of your own, strangers would compute the job.')
-if isinstance(work_function, str):    # parse it, so that a syntax error is told, with its line in this file
+if isinstance(work_function, str):    # no URL: parse it, so that a syntax error is told with its line here
     text_before = pathlib.Path(__file__).read_text('utf-8').partition(work_function)[0]
     try:
         pm.eval(f'({work_function})', {'filename': __file__, 'lineno': 1 + text_before.count('\n')})
     except pm.SpiderMonkeyError as error:
         sys.exit(f'Work function: {error}')
 
-# EVENTS
+# EVENTS. In a function that dcp calls, sys.exit() would be lost: let asyncio's loop call it.
 sys.stdout.reconfigure(line_buffering=True)    # print each line at once, into a file or pipe, too
-loop = asyncio.get_event_loop()    # job.exec() and job.wait() run it. When it calls sys.exit(), they end
+loop = asyncio.get_event_loop()    # job.exec() and job.wait() run it
 print_once = functools.cache(print)    # prints a line, but not again: all workers make the same complaint
 answered = set()    # slice numbers
 job.on('readystatechange', lambda state: print('State:', state))
@@ -146,7 +146,7 @@ def on_error(error):
 
 
 def remind(n_before):
-    """Every 30 s, say so if no more slices have been answered than the last time."""
+    """Every 30 s, print a hint if no slice has been answered since the last time."""
     if len(answered) == n_before:
         print('  No result for 30 s: see what server.py logs, and "Nothing happens?" in README.md.')
     loop.call_later(30, remind, len(answered))
@@ -159,26 +159,26 @@ async def end(problem):
     while not job.address:    # DCP gives the job an address when it gets it
         await asyncio.sleep(0.1)
     try:
-        await job.aio.cancel(problem)    # .aio: what can be awaited. DCP is told the problem
+        await job.aio.cancel(problem)    # job.cancel(), but awaitable. DCP is told why
         problem += ' The job is cancelled.'
     except pm.SpiderMonkeyError as error:    # DCP refuses it
         problem += f' DCP on cancelling job {job.id}: {error.jsError["message"]}'
     sys.exit(problem)
 
 
-# ERRORS of dcp in the background: no `except` catches them, and after one job.exec() may never return.
+# ERRORS that dcp meets in the background. No `except` can catch them: the loop calls on_failure() instead.
 def on_failure(loop, context):
-    """The loop calls this with each. Exit if the job cannot be deployed, and cancel what DCP has of it."""
+    """End the script if the job cannot be deployed, as job.exec() would never return. Else print it."""
     error = context.get('exception')
-    if not isinstance(error, pm.SpiderMonkeyError):    # but a sys.exit(), say, which ends the script anyway
+    if not isinstance(error, pm.SpiderMonkeyError):    # sys.exit() is told here, too, and still exits
         return
     message = error.jsError['message'].splitlines()[0]
-    problem = f'Job cannot be deployed: {message}. (Is job.computeGroups right?)'
-    if not job.address:    # 1. DCP has not got the job: just exit
-        loop.call_soon(sys.exit, problem)
-    elif not job.connected:    # 2. DCP has got it, but it is not deployed: cancel it
-        loop.create_task(end(problem))
-    else:    # 3. it is deployed: workers go on, and so does this script
+    # Deploying takes two steps: DCP gets the job (and gives it an address), then its compute groups get it.
+    if not job.address:    # the first has failed: DCP has no job to cancel
+        loop.call_soon(sys.exit, f'Job cannot be deployed: {message}.')
+    elif not job.connected:    # the second has failed: DCP still has the job
+        loop.create_task(end(f'Job cannot be deployed: {message}. (Is job.computeGroups right?)'))
+    else:    # both are done: the job goes on
         print_once(f'  Problem: {message}')
 
 
@@ -188,16 +188,16 @@ loop.set_exception_handler(on_failure)
 # CTRL-C, kill, or a closed terminal
 def on_signal(*_):
     """Start end() in the loop, which job.exec() and job.wait() run. (A second Ctrl-C does no harm.)"""
-    asyncio.run_coroutine_threadsafe(end('Stopped.'), loop)    # wakes the loop, if it sleeps
+    asyncio.run_coroutine_threadsafe(end('Stopped.'), loop)    # it also wakes a sleeping loop
 
 
 signal.signal(signal.SIGINT, on_signal)
 signal.signal(signal.SIGTERM, on_signal)
-if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:    # nohup ignores it
+if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:    # not under nohup
     signal.signal(signal.SIGHUP, on_signal)
 
 # WORKAROUND (keep it): PythonMonkey may freeze while it compiles WebAssembly for dcp in the background.
-pm.eval('WebAssembly.instantiate = async (bytes, imports) => '
+pm.eval('WebAssembly.instantiate = async (bytes, imports) => '    # compile it at once instead
         '({ instance: new WebAssembly.Instance(new WebAssembly.Module(bytes), imports) })')
 
 # RUN

@@ -17,14 +17,14 @@ results_name = 'GSE57383_PsA_vs_Ps'       # results files are called this, with 
 browser_origins = ['https://dcp.work']    # the only web pages that may read data or post results
 access_key = ''                           # letters and digits: if set, every address begins with it
 certificate = None                        # for https: (here / 'certificate.pem', here / 'private_key.pem')
-max_result_size = 1_000_000               # bytes of the form that is posted
+max_result_size = 1_000_000               # bytes: larger posts are refused
 
-data_file, results_folder = here / data_file, here / results_folder    # so that relative paths will do above
+data_file, results_folder = here / data_file, here / results_folder    # so that relative paths will do, too
 app = Flask('server', static_folder=None)
 app.config.update(MAX_CONTENT_LENGTH=max_result_size, MAX_FORM_MEMORY_SIZE=max_result_size)
 logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
 logging.getLogger('werkzeug').setLevel(logging.CRITICAL)    # its own lines would show the access key
-BaseWSGIServer.handle_error = lambda *_: app.logger.warning('a malformed request')    # not a traceback
+BaseWSGIServer.handle_error = lambda *_: app.logger.warning('a malformed request')    # no traceback
 
 
 # DATA
@@ -37,7 +37,7 @@ def send_data():
 
 @app.get('/input/<path:name>')
 def send_input(name):
-    """Send any file of the folder input/, such as a second table, or slices that are confidential, too."""
+    """Send any file of the folder input/, such as a second table, or confidential slices."""
     app.logger.info('%s fetches %r', request.remote_addr, request.path)
     return send_from_directory(here / 'input', name, mimetype='text/plain')
 
@@ -59,16 +59,16 @@ def receive_result():
     if not (job.isalnum() and slice_number.isdecimal()):
         abort(400, 'job or element is malformed')
     try:
-        result = json.loads(request.form.get('content', 'null'))    # no content: it was 0, '', false or null
+        result = json.loads(request.form.get('content', 'null'))    # DCP leaves out 0, '', false, null
         row = as_row(result)
     except (ValueError, RecursionError):
         abort(400, 'content is not JSON')
     if result is None:
         answer = 'the work function returned nothing'
-    elif 'errorCode' in row and 'stack' in row:    # it threw: DCP posts the error in place of a result
+    elif 'errorCode' in row and 'stack' in row:    # an error, which DCP posts like a result
         answer = f'the work function failed: {row.get("message")}'[:200]
     else:
-        of_column = {'of': as_cell(request.form['of'])} if 'of' in request.form else {}    # it may be absent
+        of_column = {'of': as_cell(request.form['of'])} if 'of' in request.form else {}    # it may be missing
         store(job, slice_number, {**of_column, **row})
         answer = 'Result received'
     app.logger.info('%s slice %s: %s', request.remote_addr, slice_number, answer)
@@ -76,29 +76,29 @@ def receive_result():
 
 
 def as_row(result):
-    """Return a result as {column: cell}. What is no object, or an empty one, goes into a column `result`."""
+    """Return a result as {column: cell}. If it is no dict, or an empty one, its column is `result`."""
     row = result if isinstance(result, dict) and result else {'result': result}
-    new_names = {'job': 'job_', 'slice': 'slice_', 'of': 'of_'}    # the file has its own
+    new_names = {'job': 'job_', 'slice': 'slice_', 'of': 'of_'}    # the results file has its own
     if row.keys() & new_names.keys():
         app.logger.warning('columns called job, slice or of are stored as job_, slice_ and of_')
     return {as_cell(new_names.get(name, name)): as_cell(value) for name, value in row.items()}
 
 
 def as_cell(value):
-    """Return plain text as it is. All else is JSON, as is text that a spreadsheet would run as a formula."""
+    """Return plain text unchanged, all else as JSON: also text that a spreadsheet would run as a formula."""
     is_plain = isinstance(value, str) and value.isprintable() and not value.startswith(('=', '+', '-', '@'))
     return value if is_plain else json.dumps(value)
 
 
-stored = {}    # job: its slices that have a result, as DCP may compute a slice twice
-files = {}     # (job, columns): the path of its results file, and the size that it must still have
-lock = threading.Lock()    # one result after the other: each request has a thread of its own
+stored = {}    # {job: set of the slices that are on the disk}: DCP may have a slice computed twice
+files = {}     # {(job, columns): (path of its results file, the file's size after the last line)}
+lock = threading.Lock()    # stores one result at a time: each request has a thread of its own
 
 
 def store(job, slice_number, row):
     """Store a slice's result, once. Return when it is on the disk."""
     with lock:
-        slices = stored.pop(job, None) or stored_slices(job)    # pop: if append() fails, read them again
+        slices = stored.pop(job, None) or stored_slices(job)    # popped: if append() fails, read them again
         if slice_number not in slices:
             append(job, slice_number, row)
             slices.add(slice_number)
@@ -113,7 +113,7 @@ def append(job, slice_number, row):
     if size != expected_size:    # somebody edited it, or a full disk cut its last line
         app.logger.warning('%s has changed: results go on in a new file', path.name)
         path, size = new_path(), 0
-    files[job, columns] = path, size    # set before writing: if that fails half-way, the sizes will differ
+    files[job, columns] = path, size    # if writing fails half-way, the file will not have this size
     results_folder.mkdir(parents=True, exist_ok=True)
     with open(path, 'a', newline='', encoding='utf-8') as file:
         writer = csv.writer(file, delimiter='\t', lineterminator='\n')
@@ -139,7 +139,7 @@ def stored_slices(job):
     for path in map(results_folder.joinpath, list_results()):
         with open(path, 'rb') as file:
             if os.name != 'nt':    # Windows cannot sync what is only read
-                os.fsync(file.fileno())    # they are about to count as stored: see that they are
+                os.fsync(file.fileno())    # a line that counts as stored must be on the disk
             whole_lines = (line for line in file if line.startswith(prefix) and line.endswith(b'\n'))
             slices.update(line.split(b'\t')[1].decode() for line in whole_lines)
     return slices
@@ -161,7 +161,7 @@ def send_results(name):
 @app.get('/')
 def send_page():
     """Send a web page that shows the results as they arrive."""
-    return send_file(here / 'results' / 'page.html')    # wherever results_folder is
+    return send_file(here / 'results' / 'page.html')    # also if results_folder is elsewhere
 
 
 # WHO MAY COME IN
@@ -176,7 +176,7 @@ def check_request():
 
 @app.after_request
 def admit_browser_workers(response):
-    """Let the listed web pages read the answers, as browsers demand (CORS). Flask itself answers OPTIONS."""
+    """Let the listed web pages read the answers, as browsers demand (CORS). Flask answers their OPTIONS."""
     response.headers['X-Content-Type-Options'] = 'nosniff'    # browsers must not take data for a page
     response.vary.add('Origin')    # caches must keep the answers to different pages apart
     if request.origin and request.origin in browser_origins:
@@ -195,9 +195,9 @@ def refuse(error):
     return error.description, error.code, {'Content-Type': 'text/plain'}
 
 
-if access_key:    # the app is served at /key. Other addresses go to an app without routes, which answers 404
+if access_key:    # /key/... goes to the app, all else to an app without routes, which answers 404
     outside = Flask('outside', static_folder=None)
-    outside.register_error_handler(HTTPException, refuse)    # which logs it
+    outside.register_error_handler(HTTPException, refuse)    # refuse() logs it
     app.wsgi_app = DispatcherMiddleware(outside.wsgi_app, {f'/{access_key}': app.wsgi_app})
 
 
@@ -205,7 +205,7 @@ if access_key:    # the app is served at /key. Other addresses go to an app with
 if __name__ == '__main__':
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect_ex(('192.0.2.1', port))    # UDP: sends nothing, but chooses the network interface
+            probe.connect_ex(('192.0.2.1', port))    # sends nothing (UDP), but chooses the interface
             address = probe.getsockname()[0].replace('0.0.0.0', '127.0.0.1')    # 0.0.0.0: there is no network
         url = f'{"https" if certificate else "http"}://{address}:{port}/{access_key}'.rstrip('/')
         for path in (data_file, *(certificate or ())):
@@ -214,7 +214,7 @@ if __name__ == '__main__':
         app.logger.info('That address is a guess: if workers cannot reach it, try another of this machine.')
         if not access_key:
             app.logger.warning('Whoever reaches it may read data and results: see access_key.')
-        socket.setdefaulttimeout(10)    # s until a silent client is dropped: with TLS it blocks all others
+        socket.setdefaulttimeout(10)    # drop silent clients after 10 s: with TLS, one blocks all others
         app.run('0.0.0.0', port, debug=False, ssl_context=certificate)    # prints two lines more
     except Exception as error:    # a file is missing, a certificate is bad, the port is no number ...
         raise SystemExit(f'server.py cannot run with these settings: {error}')

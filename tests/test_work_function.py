@@ -168,7 +168,7 @@ def with_classifier(code):
     *[({'classes': classes}, '') for classes in ([PS], [0, 1], ['healthy', PS, PSA], [PS, PS])],
     *[({'source': with_classifier(f'newest: () => {body}')}, 'newest gave no number > 0')
       for body in ('{ 1; }', 'NaN', 'Infinity', "'near'", 'null', '-1', '0')],
-    ({'source': with_classifier('ensemble: () => 1')}, 'ensemble is the name'),
+    ({'source': with_classifier('ensemble: () => 1')}, 'ensemble is the mean'),
     ({'source': WORK_FUNCTION.replace('other.fold !==', 'other !==')}, 'a sample is compared with itself'),
 ])
 def test_change_that_is_no_use_is_told(slip, words):
