@@ -1,6 +1,6 @@
 """Score random gene signatures that tell psoriatic arthritis from psoriasis: a DCP job with remote data."""
 import asyncio, functools, json, os, pathlib, random, signal, socket, sys, urllib.request
-signal.signal(signal.SIGINT, signal.SIG_DFL)    # Ctrl-C ends the script at once; see also CTRL-C
+signal.signal(signal.SIGINT, signal.SIG_DFL)    # until CTRL-C: end at once, with no traceback
 import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp imports nest_asyncio, which fails on Python 3.14
 os.environ['MOZ_NURSERY_STRINGS'] = '0'         # else PythonMonkey may crash at start
@@ -8,8 +8,8 @@ import dcp
 import pythonmonkey as pm                       # runs JavaScript, which most of dcp is written in
 
 # DCP: connect, and load two keystores
-socket.setdefaulttimeout(10)    # seconds that DCP and server.py have for an answer
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # no tracebacks; ERRORS replaces this
+socket.setdefaulttimeout(10)    # give up if DCP or server.py is silent for 10 s
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # dcp's loop: no tracebacks until ERRORS
 try:
     dcp.init()
     dcp.identity.set(dcp.wallet.get('id'))       # owns the job: ~/.dcp/id.keystore
@@ -22,20 +22,20 @@ n_signatures = 10
 min_length, max_length = 5, 9                    # probesets in a signature
 random.seed(42)                                  # another seed gives other signatures
 classes = ['Psoriasis', 'Psoriatic Arthritis']   # the labels in the first column of the table: strings
-folds = 10                                       # of the cross-validation, each a share of both classes
+folds = 10                                       # of the cross-validation, which is stratified
 server_url = 'http://127.0.0.1:5001'             # as server.py prints it
 
 # DATA: if an argument is a URL object, the workers fetch from it, and the work function gets the text.
-server_url = server_url.replace(' ', '').strip('/')
+server_url = server_url.replace(' ', '').strip('/')    # it may have been pasted with them
 address = f'{server_url}/GSE57383_ps_psa'
 try:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))    # server.py is inside: no proxy
-    header = direct.open(address).readline().decode()    # the names of the table's columns
+    header = direct.open(address).readline().decode()    # the first line only: names of columns
     data_url = pm.new('URL')(address)    # REMOTE DATA. In JavaScript: new URL(address)
 except Exception as error:    # of many kinds: no answer, no data there, no address
     sys.exit(f'No data at {address} ({error}): does server.py run, and is server_url what it has printed?')
 
-# INPUT SET: slices are lists of column numbers. DCP spoils ints and tuples: JSON makes them floats and lists.
+# INPUT SET: slices are lists of column numbers. As DCP garbles ints and tuples, send it floats and lists.
 columns = range(1, 1 + header.count('\t'))    # column 0 is the phenotype
 try:
     slices = [random.sample(columns, random.randint(min_length, max_length)) for _ in range(n_signatures)]
@@ -54,7 +54,7 @@ work_function = r'''(signature, data, classes, folds) => {    // data arrives as
     if (row.length !== header.length) throw Error(`${line} has not as many cells as the first`);
     const group = groups[classes.indexOf(row[0])];    // if neither: groups[-1], which is undefined
     if (!group) throw Error(`${line} must begin with ${classes.join(' or ')}, unquoted; classes: strings`);
-    const values = signature.map((column) => Number(row[column].trim() || NaN));    // an empty cell is NaN
+    const values = signature.map((column) => Number(row[column].trim() || NaN));    // Number('') would be 0
     if (!values.every(Number.isFinite)) throw Error(`${line}: no number in a column of ${signature}`);
     group.push({ values, fold: group.length % folds, scores: {} });    // dealt to folds 0, 1, 2 ...
   }
@@ -73,7 +73,7 @@ work_function = r'''(signature, data, classes, folds) => {    // data arrives as
   for (const sample of groups.flat()) {
     progress();    // DCP demands this call: at least once per slice, and every 30 s
     const others = groups.map((group) => group.filter((other) => other.fold !== sample.fold));    // per class
-    if (others.flat().includes(sample)) throw Error('a sample is compared with itself');    // see line above
+    if (others.flat().includes(sample)) throw Error('a sample is compared with itself');    // a slip above?
     const [known0, known1] = others.map((group) => group.map((other) => other.values));
     for (const [name, classifier] of Object.entries(classifiers)) {
       const [like0, like1] = [classifier(sample.values, known0), classifier(sample.values, known1)];
@@ -82,7 +82,7 @@ work_function = r'''(signature, data, classes, folds) => {    // data arrives as
     }
     sample.scores.ensemble = mean(Object.values(sample.scores));
   }
-  // RESULT. Accuracy: scores on the right side of 0.5. AUC: pairs in which class 1 scores higher (tie: half).
+  // RESULT. Accuracy: scores on the right side of 0.5. AUC: share of pairs with class 1 higher (tie: half).
   const result = { probesets: signature.map((column) => header[column]).join(', '), samples: rows.length };
   for (const name of [...Object.keys(classifiers), 'ensemble']) {
     const [scores0, scores1] = groups.map((group) => group.map((sample) => sample.scores[name]));
@@ -99,7 +99,7 @@ job = dcp.compute_for(slices, work_function, [data_url, *arguments])    # work_f
 job.computeGroups = [{'joinKey': 'demo', 'joinSecret': 'dcp'}]    # anybody may join 'demo': use your own
 job.worktime = 'map-basic'    # DCP's name for work functions in JavaScript
 job.setResultStorage(f'{server_url}/dcp-results',    # REMOTE RESULTS: workers post them there
-                     {'job': job.id, 'of': str(len(slices))})    # posted along; job.id is new at each start
+                     {'job': job.id, 'of': str(len(slices))})    # each post has these; job.id is always new
 
 # PUBLIC INFO: anybody may see this
 job.public.name = 'PsA signature search'
@@ -111,16 +111,16 @@ if not slices:
     sys.exit('There are no slices: the job would never end.')
 if not job.resultStorageType:    # which setResultStorage sets
     sys.exit('Without job.setResultStorage, the results would go to DCP.')
-if not job.computeGroups or "'joinKey': 'public'" in str(job.computeGroups):    # as text, whatever it is
+if not job.computeGroups or "'joinKey': 'public'" in str(job.computeGroups):    # as text: it may be anything
     sys.exit('Without job.computeGroups of your own, strangers would compute the job.')
-if isinstance(work_function, str):    # no URL: parse it, so that a syntax error is told with its line here
+if isinstance(work_function, str):    # no URL: parse it, to tell a syntax error with its line in this file
     text_before = pathlib.Path(__file__).read_text('utf-8').partition(work_function)[0]
     try:
         pm.eval(f'({work_function})', {'filename': __file__, 'lineno': 1 + text_before.count('\n')})
     except pm.SpiderMonkeyError as error:
         sys.exit(f'Work function: {error}')
 
-# EVENTS. In a function that dcp calls, sys.exit() would be lost: let asyncio's loop call it.
+# EVENTS. In a function that dcp calls, sys.exit() has no effect: loop.call_soon() calls it outside.
 sys.stdout.reconfigure(line_buffering=True)    # print each line at once, into a file or pipe, too
 loop = asyncio.get_event_loop()    # job.exec() and job.wait() run it
 print_once = functools.cache(print)    # prints a line, but not again: all workers make the same complaint
@@ -159,27 +159,26 @@ async def end(problem):
     while not job.address:    # DCP gives the job an address when it gets it
         await asyncio.sleep(0.1)
     try:
-        await job.aio.cancel(problem)    # job.cancel(), but awaitable. DCP is told why
-        problem += ' The job is cancelled.'
+        await job.aio.cancel(problem)    # awaitable, unlike job.cancel(). DCP is told why
+        sys.exit(f'{problem} The job is cancelled.')
     except pm.SpiderMonkeyError as error:    # DCP refuses it
-        problem += f' DCP on cancelling job {job.id}: {error.jsError["message"]}'
-    sys.exit(problem)
+        sys.exit(f'{problem} DCP on cancelling job {job.id}: {error.jsError["message"]}')
 
 
-# ERRORS that dcp meets in the background. No `except` can catch them: the loop calls on_failure() instead.
+# ERRORS in the background, of dcp or of the functions above that it calls. No `except` can catch them.
 def on_failure(loop, context):
-    """End the script if the job cannot be deployed, as job.exec() would never return. Else print it."""
+    """The loop calls this with each. If job.exec() can never return, end the script. Else print the error."""
     error = context.get('exception')
-    if not isinstance(error, pm.SpiderMonkeyError):    # sys.exit() is told here, too, and still exits
+    if not isinstance(error, pm.SpiderMonkeyError):    # asyncio also reports what an exit interrupts
         return
     message = error.jsError['message'].splitlines()[0]
-    # Deploying takes two steps: DCP gets the job (and gives it an address), then its compute groups get it.
-    if not job.address:    # the first has failed: DCP has no job to cancel
-        loop.call_soon(sys.exit, f'Job cannot be deployed: {message}.')
-    elif not job.connected:    # the second has failed: DCP still has the job
-        loop.create_task(end(f'Job cannot be deployed: {message}. (Is job.computeGroups right?)'))
-    else:    # both are done: the job goes on
+    # Two steps deploy a job: DCP gets it (this sets job.address), then its compute groups do (job.connected).
+    if job.connected:    # both steps are done: the job goes on
         print_once(f'  Problem: {message}')
+    elif job.address:    # the second has failed: cancel the job
+        loop.create_task(end(f'Job cannot be deployed: {message}. (Is job.computeGroups right?)'))
+    else:    # the first has failed: there is no job to cancel
+        loop.call_soon(sys.exit, f'Job cannot be deployed: {message}.')
 
 
 loop.set_exception_handler(on_failure)
@@ -187,8 +186,8 @@ loop.set_exception_handler(on_failure)
 
 # CTRL-C, kill, or a closed terminal
 def on_signal(*_):
-    """Start end() in the loop, which job.exec() and job.wait() run. (A second Ctrl-C does no harm.)"""
-    asyncio.run_coroutine_threadsafe(end('Stopped.'), loop)    # it also wakes a sleeping loop
+    """Start end() in the loop, which job.exec() and job.wait() run. (Doing so twice is harmless.)"""
+    asyncio.run_coroutine_threadsafe(end('Stopped.'), loop)    # create_task() would not wake the loop
 
 
 signal.signal(signal.SIGINT, on_signal)
@@ -196,8 +195,9 @@ signal.signal(signal.SIGTERM, on_signal)
 if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:    # not under nohup
     signal.signal(signal.SIGHUP, on_signal)
 
-# WORKAROUND (keep it): PythonMonkey may freeze while it compiles WebAssembly for dcp in the background.
-pm.eval('WebAssembly.instantiate = async (bytes, imports) => '    # compile it at once instead
+# WORKAROUND (keep it): PythonMonkey may hang if it compiles WebAssembly in the background, as dcp asks it to.
+# So replace the function that does so, WebAssembly.instantiate(), by one that compiles at once.
+pm.eval('WebAssembly.instantiate = async (bytes, imports) => '
         '({ instance: new WebAssembly.Instance(new WebAssembly.Module(bytes), imports) })')
 
 # RUN

@@ -19,12 +19,12 @@ access_key = ''                           # letters and digits: if set, every ad
 certificate = None                        # for https: (here / 'certificate.pem', here / 'private_key.pem')
 max_result_size = 1_000_000               # bytes: larger posts are refused
 
-data_file, results_folder = here / data_file, here / results_folder    # so that relative paths will do, too
+data_file, results_folder = here / data_file, here / results_folder    # a relative path begins here, too
 app = Flask('server', static_folder=None)
 app.config.update(MAX_CONTENT_LENGTH=max_result_size, MAX_FORM_MEMORY_SIZE=max_result_size)
 logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
 logging.getLogger('werkzeug').setLevel(logging.CRITICAL)    # its own lines would show the access key
-BaseWSGIServer.handle_error = lambda *_: app.logger.warning('a malformed request')    # no traceback
+BaseWSGIServer.handle_error = lambda *_: app.logger.warning('a malformed request')    # and no traceback
 
 
 # DATA
@@ -59,7 +59,7 @@ def receive_result():
     if not (job.isalnum() and slice_number.isdecimal()):
         abort(400, 'job or element is malformed')
     try:
-        result = json.loads(request.form.get('content', 'null'))    # DCP leaves out 0, '', false, null
+        result = json.loads(request.form.get('content', 'null'))    # missing if it is 0, '', false, null
         row = as_row(result)
     except (ValueError, RecursionError):
         abort(400, 'content is not JSON')
@@ -85,7 +85,7 @@ def as_row(result):
 
 
 def as_cell(value):
-    """Return plain text unchanged, all else as JSON: also text that a spreadsheet would run as a formula."""
+    """Return plain text as it is. All else becomes JSON, and so does text that a spreadsheet would run."""
     is_plain = isinstance(value, str) and value.isprintable() and not value.startswith(('=', '+', '-', '@'))
     return value if is_plain else json.dumps(value)
 
@@ -113,7 +113,7 @@ def append(job, slice_number, row):
     if size != expected_size:    # somebody edited it, or a full disk cut its last line
         app.logger.warning('%s has changed: results go on in a new file', path.name)
         path, size = new_path(), 0
-    files[job, columns] = path, size    # if writing fails half-way, the file will not have this size
+    files[job, columns] = path, size    # still the old size: if writing fails half-way, it will not match
     results_folder.mkdir(parents=True, exist_ok=True)
     with open(path, 'a', newline='', encoding='utf-8') as file:
         writer = csv.writer(file, delimiter='\t', lineterminator='\n')
@@ -139,7 +139,7 @@ def stored_slices(job):
     for path in map(results_folder.joinpath, list_results()):
         with open(path, 'rb') as file:
             if os.name != 'nt':    # Windows cannot sync what is only read
-                os.fsync(file.fileno())    # a line that counts as stored must be on the disk
+                os.fsync(file.fileno())    # a line may be visible, but not yet on the disk
             whole_lines = (line for line in file if line.startswith(prefix) and line.endswith(b'\n'))
             slices.update(line.split(b'\t')[1].decode() for line in whole_lines)
     return slices
@@ -161,14 +161,14 @@ def send_results(name):
 @app.get('/')
 def send_page():
     """Send a web page that shows the results as they arrive."""
-    return send_file(here / 'results' / 'page.html')    # also if results_folder is elsewhere
+    return send_file(here / 'results' / 'page.html')    # it stays there if results_folder does not
 
 
 # WHO MAY COME IN
 @app.before_request
 def check_request():
     """Refuse web pages that are not on the list, and posts of unknown length."""
-    if request.origin not in (None, *browser_origins):    # only browsers send an Origin
+    if request.origin not in (None, *browser_origins):    # programs send none, nor does our page
         abort(403, 'this web page may not use this server: see browser_origins in server.py')
     if request.method == 'POST' and request.content_length is None:
         abort(411)    # without a length, Flask would silently cut a form at max_result_size
@@ -176,7 +176,7 @@ def check_request():
 
 @app.after_request
 def admit_browser_workers(response):
-    """Let the listed web pages read the answers, as browsers demand (CORS). Flask answers their OPTIONS."""
+    """Let the listed web pages read the answers, as browsers demand (CORS). Flask answers OPTIONS."""
     response.headers['X-Content-Type-Options'] = 'nosniff'    # browsers must not take data for a page
     response.vary.add('Origin')    # caches must keep the answers to different pages apart
     if request.origin and request.origin in browser_origins:
@@ -205,16 +205,16 @@ if access_key:    # /key/... goes to the app, all else to an app without routes,
 if __name__ == '__main__':
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect_ex(('192.0.2.1', port))    # sends nothing (UDP), but chooses the interface
+            probe.connect_ex(('192.0.2.1', port))    # UDP: sends nothing, but tells which address leads out
             address = probe.getsockname()[0].replace('0.0.0.0', '127.0.0.1')    # 0.0.0.0: there is no network
         url = f'{"https" if certificate else "http"}://{address}:{port}/{access_key}'.rstrip('/')
         for path in (data_file, *(certificate or ())):
-            open(here / path).close()    # can it be read? Else end here, not at the first worker
+            open(path).close()    # can it be read? Else end here, not at the first worker
         print(f' * Serving data on: {url}\n * DCP results endpoint: {url}/dcp-results', flush=True)
         app.logger.info('That address is a guess: if workers cannot reach it, try another of this machine.')
         if not access_key:
             app.logger.warning('Whoever reaches it may read data and results: see access_key.')
-        socket.setdefaulttimeout(10)    # drop silent clients after 10 s: with TLS, one blocks all others
-        app.run('0.0.0.0', port, debug=False, ssl_context=certificate)    # prints two lines more
+        socket.setdefaulttimeout(10)    # then drop a silent client: with TLS, it would block all others
+        app.run('0.0.0.0', port, debug=False, ssl_context=certificate)
     except Exception as error:    # a file is missing, a certificate is bad, the port is no number ...
         raise SystemExit(f'server.py cannot run with these settings: {error}')

@@ -37,7 +37,7 @@ Path('input/work_function.js').write_text(r'''(signature, data) => {
   const auc = pairs.reduce((sum, pair) => sum + pair, 0) / pairs.length;
   return { probesets: signature.map((column) => header[column]).join(', '), auc };
 }''')
-work_function = pm.new('URL')(f'{server_url}/input/work_function.js')    # <<<<<< in place of the text
+work_function = pm.new('URL')(f'{server_url}/input/work_function.js')    # REMOTE WORK FUNCTION: no text
 
 job = dcp.compute_for(slices, work_function, [pm.new('URL')(address)])
 job.computeGroups = [{'joinKey': 'demo', 'joinSecret': 'dcp'}]
