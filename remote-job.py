@@ -1,6 +1,6 @@
 """Score random gene signatures that tell psoriatic arthritis from psoriasis: a DCP job with remote data."""
 import asyncio, functools, json, os, pathlib, random, signal, socket, sys, urllib.request
-signal.signal(signal.SIGINT, signal.SIG_DFL)    # until CTRL-C: end at once, with no traceback
+signal.signal(signal.SIGINT, signal.SIG_DFL)    # until the section CTRL-C: end, with no traceback
 import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp imports nest_asyncio, which fails on Python 3.14
 os.environ['MOZ_NURSERY_STRINGS'] = '0'         # else PythonMonkey may crash at start
@@ -9,7 +9,7 @@ import pythonmonkey as pm                       # runs JavaScript, which most of
 
 # DCP: connect, and load two keystores
 socket.setdefaulttimeout(10)    # give up if DCP or server.py is silent for 10 s
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # dcp's loop: no tracebacks until ERRORS
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # no tracebacks until the section ERRORS
 try:
     dcp.init()
     dcp.identity.set(dcp.wallet.get('id'))       # owns the job: ~/.dcp/id.keystore
@@ -26,7 +26,7 @@ folds = 10                                       # of the cross-validation, whic
 server_url = 'http://127.0.0.1:5001'             # as server.py prints it
 
 # DATA: if an argument is a URL object, the workers fetch from it, and the work function gets the text.
-server_url = server_url.replace(' ', '').strip('/')    # it may have been pasted with them
+server_url = server_url.replace(' ', '').strip('/')    # a sloppy paste will do
 address = f'{server_url}/GSE57383_ps_psa'
 try:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))    # server.py is inside: no proxy
@@ -99,28 +99,29 @@ job = dcp.compute_for(slices, work_function, [data_url, *arguments])    # work_f
 job.computeGroups = [{'joinKey': 'demo', 'joinSecret': 'dcp'}]    # anybody may join 'demo': use your own
 job.worktime = 'map-basic'    # DCP's name for work functions in JavaScript
 job.setResultStorage(f'{server_url}/dcp-results',    # REMOTE RESULTS: workers post them there
-                     {'job': job.id, 'of': str(len(slices))})    # each post has these; job.id is always new
+                     {'job': job.id, 'of': str(len(slices))})    # go with each result; job.id is always new
 
 # PUBLIC INFO: anybody may see this
 job.public.name = 'PsA signature search'
 job.public.description = 'Scores random gene signatures that tell psoriatic arthritis from psoriasis'
 job.public.link = 'https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE57383'
 
-# CHECKS of what DCP itself would let pass. (If job.computeGroups is not set, it is DCP's group 'public'.)
+# CHECKS of what DCP itself would let pass. (Without job.computeGroups, DCP's group 'public' gets the job.)
 if not slices:
     sys.exit('There are no slices: the job would never end.')
 if not job.resultStorageType:    # which setResultStorage sets
     sys.exit('Without job.setResultStorage, the results would go to DCP.')
-if not job.computeGroups or "'joinKey': 'public'" in str(job.computeGroups):    # as text: it may be anything
+if not job.computeGroups or "'joinKey': 'public'" in str(job.computeGroups):    # in whatever it is set to
     sys.exit('Without job.computeGroups of your own, strangers would compute the job.')
-if isinstance(work_function, str):    # no URL: parse it, to tell a syntax error with its line in this file
+if isinstance(work_function, str):    # it may be a URL, too
+    # Parse it, to tell a syntax error with its line in this file: so count the lines before the function.
     text_before = pathlib.Path(__file__).read_text('utf-8').partition(work_function)[0]
     try:
         pm.eval(f'({work_function})', {'filename': __file__, 'lineno': 1 + text_before.count('\n')})
     except pm.SpiderMonkeyError as error:
         sys.exit(f'Work function: {error}')
 
-# EVENTS. In a function that dcp calls, sys.exit() has no effect: loop.call_soon() calls it outside.
+# EVENTS. Where dcp calls a function of ours, sys.exit() has no effect: so let asyncio's loop call it.
 sys.stdout.reconfigure(line_buffering=True)    # print each line at once, into a file or pipe, too
 loop = asyncio.get_event_loop()    # job.exec() and job.wait() run it
 print_once = functools.cache(print)    # prints a line, but not again: all workers make the same complaint
@@ -141,6 +142,7 @@ def on_result(event):
 
 @job.on('error')
 def on_error(error):
+    """Print what a worker complains of, and how to allow it to use your server."""
     hint = f' Start the worker with --allow-origin {data_url.origin}' if error.code == 'EPERM_ORIGIN' else ''
     print_once(f'  A worker: {error.message}{hint}')
 
@@ -156,40 +158,38 @@ def remind(n_before):
 async def end(problem):
     """Cancel the job as soon as DCP has it, and exit with a line that says why. Give up after 10 s."""
     loop.call_later(10, sys.exit, f'{problem} DCP does not answer: job {job.id} may still run.')
-    while not job.address:    # DCP gives the job an address when it gets it
+    while not job.address:    # DCP's name for the job, once it has it. (job.id is dcp's, from the start.)
         await asyncio.sleep(0.1)
     try:
-        await job.aio.cancel(problem)    # awaitable, unlike job.cancel(). DCP is told why
+        await job.aio.cancel(problem)    # awaitable, unlike job.cancel(). DCP is told the problem
         sys.exit(f'{problem} The job is cancelled.')
     except pm.SpiderMonkeyError as error:    # DCP refuses it
         sys.exit(f'{problem} DCP on cancelling job {job.id}: {error.jsError["message"]}')
 
 
-# ERRORS in the background, of dcp or of the functions above that it calls. No `except` can catch them.
+# ERRORS. dcp works in tasks of its own, whose errors no `except` here can catch. The loop tells us of them.
 def on_failure(loop, context):
-    """The loop calls this with each. If job.exec() can never return, end the script. Else print the error."""
+    """Print an error of dcp. If it cannot deploy the job, end the script: job.exec() would not return."""
     error = context.get('exception')
-    if not isinstance(error, pm.SpiderMonkeyError):    # asyncio also reports what an exit interrupts
+    if not isinstance(error, pm.SpiderMonkeyError):    # it is from asyncio, as the script ends
         return
     message = error.jsError['message'].splitlines()[0]
-    # Two steps deploy a job: DCP gets it (this sets job.address), then its compute groups do (job.connected).
-    if job.connected:    # both steps are done: the job goes on
+    # job.address is set once DCP has the job, job.connected once its compute groups have it: it is deployed.
+    if job.connected:    # the job is deployed, and goes on
         print_once(f'  Problem: {message}')
-    elif job.address:    # the second has failed: cancel the job
+    elif job.address:    # DCP has the job, but cannot give it to the compute groups: cancel it
         loop.create_task(end(f'Job cannot be deployed: {message}. (Is job.computeGroups right?)'))
-    else:    # the first has failed: there is no job to cancel
+    else:    # DCP has not got the job: there is nothing to cancel
         loop.call_soon(sys.exit, f'Job cannot be deployed: {message}.')
-
-
-loop.set_exception_handler(on_failure)
 
 
 # CTRL-C, kill, or a closed terminal
 def on_signal(*_):
-    """Start end() in the loop, which job.exec() and job.wait() run. (Doing so twice is harmless.)"""
-    asyncio.run_coroutine_threadsafe(end('Stopped.'), loop)    # create_task() would not wake the loop
+    """Start end() in the loop, which job.exec() and job.wait() run."""
+    asyncio.run_coroutine_threadsafe(end('Stopped.'), loop)    # this wakes the loop, too, if it sleeps
 
 
+loop.set_exception_handler(on_failure)
 signal.signal(signal.SIGINT, on_signal)
 signal.signal(signal.SIGTERM, on_signal)
 if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:    # not under nohup

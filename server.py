@@ -113,7 +113,7 @@ def append(job, slice_number, row):
     if size != expected_size:    # somebody edited it, or a full disk cut its last line
         app.logger.warning('%s has changed: results go on in a new file', path.name)
         path, size = new_path(), 0
-    files[job, columns] = path, size    # still the old size: if writing fails half-way, it will not match
+    files[job, columns] = path, size    # if writing fails half-way, the file's size will differ from this
     results_folder.mkdir(parents=True, exist_ok=True)
     with open(path, 'a', newline='', encoding='utf-8') as file:
         writer = csv.writer(file, delimiter='\t', lineterminator='\n')
