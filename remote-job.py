@@ -167,20 +167,21 @@ async def end(problem):
         sys.exit(f'{problem} DCP on cancelling job {job.id}: {error.jsError["message"]}')
 
 
-# ERRORS. dcp works in tasks of its own, whose errors no `except` here can catch. The loop tells us of them.
+# ERRORS. job.exec() and job.wait() raise none of dcp's, and may wait for ever: the loop reports them here.
 def on_failure(loop, context):
-    """Print an error of dcp. If it cannot deploy the job, end the script: job.exec() would not return."""
+    """Print an error of dcp, or end the script if dcp cannot deploy the job because of it."""
     error = context.get('exception')
-    if not isinstance(error, pm.SpiderMonkeyError):    # it is from asyncio, as the script ends
-        return
-    message = error.jsError['message'].splitlines()[0]
-    # job.address is set once DCP has the job, job.connected once its compute groups have it: it is deployed.
-    if job.connected:    # the job is deployed, and goes on
-        print_once(f'  Problem: {message}')
-    elif job.address:    # DCP has the job, but cannot give it to the compute groups: cancel it
-        loop.create_task(end(f'Job cannot be deployed: {message}. (Is job.computeGroups right?)'))
-    else:    # DCP has not got the job: there is nothing to cancel
-        loop.call_soon(sys.exit, f'Job cannot be deployed: {message}.')
+    if isinstance(error, pm.SpiderMonkeyError):    # an error in JavaScript, which is dcp's
+        message = error.jsError['message'].splitlines()[0]
+        if job.connected:    # dcp has set this when the job was deployed: the job goes on
+            print_once(f'  Problem: {message}')
+        elif job.address:    # DCP has the job, but dcp could not finish deploying it: cancel it
+            loop.create_task(end(f'Job cannot be deployed: {message}. (Is job.computeGroups right?)'))
+        else:    # DCP does not have the job: there is nothing to cancel
+            loop.call_soon(sys.exit, f'Job cannot be deployed: {message}.')
+
+
+loop.set_exception_handler(on_failure)
 
 
 # CTRL-C, kill, or a closed terminal
@@ -189,7 +190,6 @@ def on_signal(*_):
     asyncio.run_coroutine_threadsafe(end('Stopped.'), loop)    # this wakes the loop, too, if it sleeps
 
 
-loop.set_exception_handler(on_failure)
 signal.signal(signal.SIGINT, on_signal)
 signal.signal(signal.SIGTERM, on_signal)
 if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:    # not under nohup
