@@ -130,7 +130,7 @@ def test_scheduler_does_not_answer(shared):
     ('job.setResultStorage(f', 'print(f', '^Without job.setResultStorage'),
     ('job.computeGroups =', 'job.computeGroup =', '^Without job.computeGroups'),
     ('[classes, folds]', "[__import__('numpy').ones(2)]", '^No slices can be made of'),
-    ("'map-basic'", "'map-advanced'", '^Job cannot be deployed: Invalid Worktime map-advanced.*[.]$'),
+    ("'map-basic'", "'map-advanced'", '^Job cannot be deployed: Invalid Worktime map-advanced[.]$'),
     (PROGRESS, 'progress(;', f'^Work function: .* remote-job.py, on line {NUMBER}, column'),
     ("'dcp'}]", "'other'}]", '^Job cannot be deployed: Access Denied.*job.computeGroups right.* is cancelled.$'),
     ('Job ID: {job.id}', 'Job ID: {slip}', "^Job cannot be deployed: .*'slip' is not defined.* is cancelled"),
