@@ -39,7 +39,8 @@ except Exception as error:    # of many kinds: no answer, no data there, no addr
 columns = range(1, 1 + header.count('\t'))    # column 0 is the phenotype
 try:
     slices = [random.sample(columns, random.randint(min_length, max_length)) for _ in range(n_signatures)]
-    slices, arguments = json.loads(json.dumps([slices, [classes, folds]]), parse_int=float)
+    as_json = json.dumps([slices, [classes, folds]])
+    slices, arguments = json.loads(as_json, parse_int=float)
 except (TypeError, ValueError) as error:
     sys.exit(f'No slices can be made of {len(columns)} tab-separated probesets and these settings: {error}')
 
@@ -73,7 +74,6 @@ work_function = r'''(signature, data, classes, folds) => {    // data arrives as
   for (const sample of groups.flat()) {
     progress();    // DCP demands this call: at least once per slice, and every 30 s
     const others = groups.map((group) => group.filter((other) => other.fold !== sample.fold));    // per class
-    if (others.flat().includes(sample)) throw Error('a sample is compared with itself');    // a slip above?
     const [known0, known1] = others.map((group) => group.map((other) => other.values));
     for (const [name, classifier] of Object.entries(classifiers)) {
       const [like0, like1] = [classifier(sample.values, known0), classifier(sample.values, known1)];
@@ -106,12 +106,12 @@ job.public.name = 'PsA signature search'
 job.public.description = 'Scores random gene signatures that tell psoriatic arthritis from psoriasis'
 job.public.link = 'https://www.ncbi.nlm.nih.gov/geo/query/acc.cgi?acc=GSE57383'
 
-# CHECKS of what DCP itself would let pass. (Without job.computeGroups, DCP's group 'public' gets the job.)
+# CHECKS of what DCP itself would let pass
 if not slices:
     sys.exit('There are no slices: the job would never end.')
 if not job.resultStorageType:    # which setResultStorage sets
     sys.exit('Without job.setResultStorage, the results would go to DCP.')
-if not job.computeGroups or "'joinKey': 'public'" in str(job.computeGroups):    # in whatever it is set to
+if not any('joinSecret' in group for group in job.computeGroups):    # DCP's default, 'public', has none
     sys.exit('Without job.computeGroups of your own, strangers would compute the job.')
 if isinstance(work_function, str):    # it may be a URL, too
     # Parse it, to tell a syntax error with its line in this file: so count the lines before the function.
@@ -169,7 +169,7 @@ async def end(problem):
 
 # ERRORS. job.exec() and job.wait() raise none of dcp's, and may wait for ever: the loop reports them here.
 def on_failure(loop, context):
-    """Print an error of dcp, or end the script if dcp cannot deploy the job because of it."""
+    """Print an error of dcp or of an event handler above. End the script if the job is not deployed yet."""
     error = context.get('exception')
     if isinstance(error, pm.SpiderMonkeyError):    # an error in JavaScript, which is dcp's
         message = error.jsError['message'].splitlines()[0]

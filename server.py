@@ -8,18 +8,18 @@ from werkzeug.exceptions import HTTPException
 from werkzeug.middleware.dispatcher import DispatcherMiddleware
 from werkzeug.serving import BaseWSGIServer
 
-# SETTINGS
-here = Path(__file__).resolve().parent
+# SETTINGS. Paths begin in the folder of this file, or at the root (/).
 port = 5001
-data_file = here / 'input' / 'GSE57383_ps_psa.txt'
-results_folder = here / 'results'
+data_file = 'input/GSE57383_ps_psa.txt'
+results_folder = 'results'
 results_name = 'GSE57383_PsA_vs_Ps'       # results files are called this, with the time of their first result
 browser_origins = ['https://dcp.work']    # the only web pages that may read data or post results
 access_key = ''                           # letters and digits: if set, every address begins with it
-certificate = None                        # for https: (here / 'certificate.pem', here / 'private_key.pem')
+certificate = None                        # for https: ('certificate.pem', 'private_key.pem')
 max_result_size = 1_000_000               # bytes: larger posts are refused
 
-data_file, results_folder = here / data_file, here / results_folder    # a relative path begins here, too
+here = Path(__file__).resolve().parent
+data_file, results_folder = here / data_file, here / results_folder    # a path from the root stays as it is
 app = Flask('server', static_folder=None)
 app.config.update(MAX_CONTENT_LENGTH=max_result_size, MAX_FORM_MEMORY_SIZE=max_result_size)
 logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
@@ -55,7 +55,7 @@ def receive_result():
 
     A worker posts a form: `element` is the slice's number, `content` the result, as JSON. `job` and `of`, the
     number of slices, are from setResultStorage in remote-job.py."""
-    job, slice_number = request.form.get('job', ''), request.form.get('element', '')
+    job, slice_number, of = [request.form.get(name, '') for name in ('job', 'element', 'of')]
     if not (job.isalnum() and slice_number.isdecimal()):
         abort(400, 'job or element is malformed')
     try:
@@ -68,8 +68,7 @@ def receive_result():
     elif 'errorCode' in row and 'stack' in row:    # an error, which DCP posts like a result
         answer = f'the work function failed: {row.get("message")}'[:200]
     else:
-        of_column = {'of': as_cell(request.form['of'])} if 'of' in request.form else {}    # it may be missing
-        store(job, slice_number, {**of_column, **row})
+        store(job, slice_number, {'of': as_cell(of), **row} if of else row)
         answer = 'Result received'
     app.logger.info('%s slice %s: %s', request.remote_addr, slice_number, answer)
     return answer, {'Content-Type': 'text/plain'}
@@ -208,13 +207,14 @@ if __name__ == '__main__':
             probe.connect_ex(('192.0.2.1', port))    # UDP: sends nothing, but tells which address leads out
             address = probe.getsockname()[0].replace('0.0.0.0', '127.0.0.1')    # 0.0.0.0: there is no network
         url = f'{"https" if certificate else "http"}://{address}:{port}/{access_key}'.rstrip('/')
-        for path in (data_file, *(certificate or ())):
+        certificate = tuple(here / path for path in certificate or ())
+        for path in (data_file, *certificate):
             open(path).close()    # can it be read? Else end here, not at the first worker
         print(f' * Serving data on: {url}\n * DCP results endpoint: {url}/dcp-results', flush=True)
         app.logger.info('That address is a guess: if workers cannot reach it, try another of this machine.')
         if not access_key:
             app.logger.warning('Whoever reaches it may read data and results: see access_key.')
         socket.setdefaulttimeout(10)    # then drop a silent client: with TLS, it would block all others
-        app.run('0.0.0.0', port, debug=False, ssl_context=certificate)
+        app.run('0.0.0.0', port, debug=False, ssl_context=certificate or None)
     except Exception as error:    # a file is missing, a certificate is bad, the port is no number ...
         raise SystemExit(f'server.py cannot run with these settings: {error}')

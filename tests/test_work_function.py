@@ -45,13 +45,13 @@ def compute(calls, source=WORK_FUNCTION, engine='V8'):
 
 
 def test_signatures_are_as_many_and_as_long_as_the_settings_say():
-    settings = {'n_signatures': 3000, 'min_length': 3, 'max_length': 12, 'header': 5000 * '\t'}
-    exec(INPUT_SET, variables := {'random': random, 'json': json, 'classes': [], 'folds': 2, **settings})
+    settings = {'n_signatures': 3000, 'min_length': 3, 'max_length': 12, 'header': 50 * '\t'}
+    exec(INPUT_SET, variables := {'random': random.Random(1), 'json': json, 'classes': [], 'folds': 2, **settings})
     slices = variables['slices']
     assert len(slices) == 3000 and {len(signature) for signature in slices} == set(range(3, 13))
     assert all(len(set(signature)) == len(signature) for signature in slices)
     columns = np.concatenate(slices)
-    assert (columns.min(), columns.max()) == (1, 5000) and abs(columns.mean() - 2500) < 50
+    assert (columns.min(), columns.max()) == (1, 50) and abs(columns.mean() - 25.5) < 1
 
 
 def simulated(samples=40, probesets=30, share=0.5, change=lambda x: x):
@@ -169,7 +169,6 @@ def with_classifier(code):
     *[({'source': with_classifier(f'newest: () => {body}')}, 'newest gave no number > 0')
       for body in ('{ 1; }', 'NaN', 'Infinity', "'near'", 'null', '-1', '0')],
     ({'source': with_classifier('ensemble: () => 1')}, 'ensemble is the mean'),
-    ({'source': WORK_FUNCTION.replace('other.fold !==', 'other !==')}, 'a sample is compared with itself'),
 ])
 def test_change_that_is_no_use_is_told(slip, words):
     assert words in error(**slip)
