@@ -1,15 +1,15 @@
 """Score random gene signatures that tell psoriatic arthritis from psoriasis: a DCP job with remote data."""
 import asyncio, functools, json, os, pathlib, random, signal, socket, sys, urllib.request
-signal.signal(signal.SIGINT, signal.SIG_DFL)    # until the section CTRL-C: end, with no traceback
+signal.signal(signal.SIGINT, signal.SIG_DFL)    # for now, Ctrl-C ends this script at once, with no traceback
 import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp imports nest_asyncio, which fails on Python 3.14
 os.environ['MOZ_NURSERY_STRINGS'] = '0'         # else PythonMonkey may crash at start
-import dcp
+import dcp                                      # "dcp" is this package, "DCP" the service that it talks to
 import pythonmonkey as pm                       # runs JavaScript, which most of dcp is written in
 
 # DCP: connect, and load two keystores
 socket.setdefaulttimeout(10)    # give up if DCP or server.py is silent for 10 s
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # no tracebacks until the section ERRORS
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # for now, it prints no tracebacks
 try:
     dcp.init()
     dcp.identity.set(dcp.wallet.get('id'))       # owns the job: ~/.dcp/id.keystore
@@ -26,7 +26,7 @@ folds = 10                                       # of the cross-validation, whic
 server_url = 'http://127.0.0.1:5001'             # as server.py prints it
 
 # DATA: if an argument is a URL object, the workers fetch from it, and the work function gets the text.
-server_url = server_url.replace(' ', '').strip('/')    # a sloppy paste will do
+server_url = server_url.rstrip('/')    # copied from a browser, it ends in /
 address = f'{server_url}/GSE57383_ps_psa'
 try:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))    # server.py is inside: no proxy
@@ -87,9 +87,9 @@ work_function = r'''(signature, data, classes, folds) => {    // data arrives as
   for (const name of [...Object.keys(classifiers), 'ensemble']) {
     const [scores0, scores1] = groups.map((group) => group.map((sample) => sample.scores[name]));
     const correct = scores0.filter((s0) => s0 < 0.5).length + scores1.filter((s1) => s1 >= 0.5).length;
-    const ordered = scores1.flatMap((s1) => scores0.map((s0) => (s1 > s0) + (s1 === s0) / 2));    // true is 1
+    const wins = scores1.flatMap((s1) => scores0.map((s0) => (s1 > s0) + (s1 === s0) / 2));    // true is 1
     result[`${name}_accuracy`] = Number((correct / rows.length).toFixed(3));
-    result[`${name}_auc`] = Number(mean(ordered).toFixed(3));
+    result[`${name}_auc`] = Number(mean(wins).toFixed(3));
   }
   return result;    // a line of the results file
 }'''
@@ -114,18 +114,19 @@ if not job.resultStorageType:    # which setResultStorage sets
 if not any('joinSecret' in group for group in job.computeGroups):    # DCP's default, 'public', has none
     sys.exit('Without job.computeGroups of your own, strangers would compute the job.')
 if isinstance(work_function, str):    # it may be a URL, too
-    # Parse it, to tell a syntax error with its line in this file: so count the lines before the function.
     text_before = pathlib.Path(__file__).read_text('utf-8').partition(work_function)[0]
+    line_number = 1 + text_before.count('\n')    # of this file, where the work function begins
     try:
-        pm.eval(f'({work_function})', {'filename': __file__, 'lineno': 1 + text_before.count('\n')})
+        pm.eval(f'({work_function})', {'filename': __file__, 'lineno': line_number})    # is its syntax right?
     except pm.SpiderMonkeyError as error:
         sys.exit(f'Work function: {error}')
 
-# EVENTS. Where dcp calls a function of ours, sys.exit() has no effect: so let asyncio's loop call it.
+# EVENTS: dcp calls these functions. In them sys.exit() has no effect, so let asyncio's loop call it.
 sys.stdout.reconfigure(line_buffering=True)    # print each line at once, into a file or pipe, too
 loop = asyncio.get_event_loop()    # job.exec() and job.wait() run it
 print_once = functools.cache(print)    # prints a line, but not again: all workers make the same complaint
 answered = set()    # slice numbers
+is_deployed = False    # until job.exec() has returned
 job.on('readystatechange', lambda state: print('State:', state))
 job.on('accepted', lambda _: print(f'  Job ID: {job.id}\n  Job accepted, awaiting results...'))
 job.on('nofunds', lambda event: print_once(f'  No funds: the job waits for {event.fundsRequired} credits.'))
@@ -156,9 +157,9 @@ def remind(n_before):
 
 # CANCELLING (skip from here to RUN at first): a job that goes on without this script costs money.
 async def end(problem):
-    """Cancel the job as soon as DCP has it, and exit with a line that says why. Give up after 10 s."""
+    """Cancel the job as soon as DCP has it, and exit with a line that says why: after 10 s in any case."""
     loop.call_later(10, sys.exit, f'{problem} DCP does not answer: job {job.id} may still run.')
-    while not job.address:    # DCP's name for the job, once it has it. (job.id is dcp's, from the start.)
+    while not job.address:    # dcp sets it once DCP has the job. (It has set job.id from the start.)
         await asyncio.sleep(0.1)
     try:
         await job.aio.cancel(problem)    # awaitable, unlike job.cancel(). DCP is told the problem
@@ -167,27 +168,24 @@ async def end(problem):
         sys.exit(f'{problem} DCP on cancelling job {job.id}: {error.jsError["message"]}')
 
 
-# ERRORS. job.exec() and job.wait() raise none of dcp's, and may wait for ever: the loop reports them here.
+# ERRORS of dcp are not raised by job.exec() and job.wait(), which may wait for ever: on_failure() gets them.
 def on_failure(loop, context):
-    """Print an error of dcp or of an event handler above. End the script if the job is not deployed yet."""
+    """Print the error. A job that is not deployed yet never will be: cancel it if DCP has it, and exit."""
     error = context.get('exception')
-    if isinstance(error, pm.SpiderMonkeyError):    # an error in JavaScript, which is dcp's
+    if isinstance(error, pm.SpiderMonkeyError):    # of dcp, or of an event handler above, which dcp calls
         message = error.jsError['message'].splitlines()[0]
-        if job.connected:    # dcp has set this when the job was deployed: the job goes on
+        if is_deployed:
             print_once(f'  Problem: {message}')
-        elif job.address:    # DCP has the job, but dcp could not finish deploying it: cancel it
+        elif job.address:    # DCP has the job
             loop.create_task(end(f'Job cannot be deployed: {message}. (Is job.computeGroups right?)'))
-        else:    # DCP does not have the job: there is nothing to cancel
+        else:
             loop.call_soon(sys.exit, f'Job cannot be deployed: {message}.')
-
-
-loop.set_exception_handler(on_failure)
 
 
 # CTRL-C, kill, or a closed terminal
 def on_signal(*_):
     """Start end() in the loop, which job.exec() and job.wait() run."""
-    asyncio.run_coroutine_threadsafe(end('Stopped.'), loop)    # this wakes the loop, too, if it sleeps
+    asyncio.run_coroutine_threadsafe(end('Stopped.'), loop)    # safe at any moment, and wakes the loop
 
 
 signal.signal(signal.SIGINT, on_signal)
@@ -201,8 +199,10 @@ pm.eval('WebAssembly.instantiate = async (bytes, imports) => '
         '({ instance: new WebAssembly.Instance(new WebAssembly.Module(bytes), imports) })')
 
 # RUN
+loop.set_exception_handler(on_failure)
 loop.call_later(30, remind, 0)
 job.exec()              # returns when DCP has the job; exec(0.1) offers 0.1 compute credits per slice
+is_deployed = True
 answers = job.wait()    # returns when all slices are done: what your server answered for each, in slice order
 missing = [number for number, answer in enumerate(answers, 1) if answer != 'Result received']
 if missing:

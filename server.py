@@ -24,7 +24,7 @@ app = Flask('server', static_folder=None)
 app.config.update(MAX_CONTENT_LENGTH=max_result_size, MAX_FORM_MEMORY_SIZE=max_result_size)
 logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
 logging.getLogger('werkzeug').setLevel(logging.CRITICAL)    # its own lines would show the access key
-BaseWSGIServer.handle_error = lambda *_: app.logger.warning('a malformed request')    # and no traceback
+BaseWSGIServer.handle_error = lambda *_: app.logger.warning('a malformed request')    # no traceback
 
 
 # DATA
@@ -59,7 +59,7 @@ def receive_result():
     if not (job.isalnum() and slice_number.isdecimal()):
         abort(400, 'job or element is malformed')
     try:
-        result = json.loads(request.form.get('content', 'null'))    # missing if it is 0, '', false, null
+        result = json.loads(request.form.get('content', 'null'))    # not posted if it is 0, '', false, null
         row = as_row(result)
     except (ValueError, RecursionError):
         abort(400, 'content is not JSON')
@@ -90,14 +90,15 @@ def as_cell(value):
 
 
 stored = {}    # {job: set of the slices that are on the disk}: DCP may have a slice computed twice
-files = {}     # {(job, columns): (path of its results file, the file's size after the last line)}
+files = {}     # {(job, columns): (path of their results file, its size after the last line)}
 lock = threading.Lock()    # stores one result at a time: each request has a thread of its own
 
 
 def store(job, slice_number, row):
     """Store a slice's result, once. Return when it is on the disk."""
     with lock:
-        slices = stored.pop(job, None) or stored_slices(job)    # popped: if append() fails, read them again
+        # Taken out until the line is written: if that fails, the files are read again, as after a restart.
+        slices = stored.pop(job, None) or stored_slices(job)
         if slice_number not in slices:
             append(job, slice_number, row)
             slices.add(slice_number)
@@ -107,12 +108,11 @@ def store(job, slice_number, row):
 def append(job, slice_number, row):
     """Append a line to the results file of this job and these columns. Begin a new one if it was edited."""
     columns = tuple(row)
-    path, expected_size = files.get((job, columns)) or (new_path(), 0)
+    path, last_size = files.setdefault((job, columns), (new_path(), 0))
     size = path.stat().st_size if path.exists() else 0
-    if size != expected_size:    # somebody edited it, or a full disk cut its last line
+    if size != last_size:    # somebody has edited it, or a full disk has cut its last line
         app.logger.warning('%s has changed: results go on in a new file', path.name)
-        path, size = new_path(), 0
-    files[job, columns] = path, size    # if writing fails half-way, the file's size will differ from this
+        path, size = files[job, columns] = new_path(), 0
     results_folder.mkdir(parents=True, exist_ok=True)
     with open(path, 'a', newline='', encoding='utf-8') as file:
         writer = csv.writer(file, delimiter='\t', lineterminator='\n')
@@ -121,7 +121,7 @@ def append(job, slice_number, row):
         writer.writerow([job, slice_number, *row.values()])
         file.flush()
         os.fsync(file.fileno())    # on the disk, not only on the way to it
-    files[job, columns] = path, path.stat().st_size
+    files[job, columns] = path, path.stat().st_size    # only now: if writing fails, the sizes will differ
 
 
 def new_path():
@@ -138,7 +138,7 @@ def stored_slices(job):
     for path in map(results_folder.joinpath, list_results()):
         with open(path, 'rb') as file:
             if os.name != 'nt':    # Windows cannot sync what is only read
-                os.fsync(file.fileno())    # a line may be visible, but not yet on the disk
+                os.fsync(file.fileno())    # what a killed run has left may not yet be on the disk
             whole_lines = (line for line in file if line.startswith(prefix) and line.endswith(b'\n'))
             slices.update(line.split(b'\t')[1].decode() for line in whole_lines)
     return slices
@@ -194,7 +194,7 @@ def refuse(error):
     return error.description, error.code, {'Content-Type': 'text/plain'}
 
 
-if access_key:    # /key/... goes to the app, all else to an app without routes, which answers 404
+if access_key:    # /key/path goes to the app as /path, all else to an app without routes: 404
     outside = Flask('outside', static_folder=None)
     outside.register_error_handler(HTTPException, refuse)    # refuse() logs it
     app.wsgi_app = DispatcherMiddleware(outside.wsgi_app, {f'/{access_key}': app.wsgi_app})
@@ -214,7 +214,7 @@ if __name__ == '__main__':
         app.logger.info('That address is a guess: if workers cannot reach it, try another of this machine.')
         if not access_key:
             app.logger.warning('Whoever reaches it may read data and results: see access_key.')
-        socket.setdefaulttimeout(10)    # then drop a silent client: with TLS, it would block all others
+        socket.setdefaulttimeout(10)    # drop a silent client: TLS greets one after the other
         app.run('0.0.0.0', port, debug=False, ssl_context=certificate or None)
     except Exception as error:    # a file is missing, a certificate is bad, the port is no number ...
         raise SystemExit(f'server.py cannot run with these settings: {error}')
