@@ -9,7 +9,7 @@ import pythonmonkey as pm                       # runs JavaScript, which most of
 
 # DCP: connect, and load two keystores
 socket.setdefaulttimeout(10)    # give up if DCP or server.py is silent for 10 s
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # for now, it prints no tracebacks
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # for now: no tracebacks of dcp's errors
 try:
     dcp.init()
     dcp.identity.set(dcp.wallet.get('id'))       # owns the job: ~/.dcp/id.keystore
@@ -40,7 +40,7 @@ columns = range(1, 1 + header.count('\t'))    # column 0 is the phenotype
 try:
     slices = [random.sample(columns, random.randint(min_length, max_length)) for _ in range(n_signatures)]
     as_json = json.dumps([slices, [classes, folds]])
-    slices, arguments = json.loads(as_json, parse_int=float)
+    slices, arguments = json.loads(as_json, parse_int=float)    # JavaScript's numbers are floats
 except (TypeError, ValueError) as error:
     sys.exit(f'No slices can be made of {len(columns)} tab-separated probesets and these settings: {error}')
 
@@ -70,11 +70,11 @@ work_function = r'''(signature, data, classes, folds) => {    // data arrives as
     kernel: (values, known) => mean(known.map((other) => similarity(values, other))),
   };
   if (classifiers.ensemble) throw Error('ensemble is the mean of all classifiers: rename yours');
-  // CROSS-VALIDATION: compare each sample with those of both classes that are in the other folds.
+  // CROSS-VALIDATION: compare each sample with those of both classes that are in other folds.
   for (const sample of groups.flat()) {
     progress();    // DCP demands this call: at least once per slice, and every 30 s
-    const others = groups.map((group) => group.filter((other) => other.fold !== sample.fold));    // per class
-    const [known0, known1] = others.map((group) => group.map((other) => other.values));
+    const isKnown = (other) => other !== sample && other.fold !== sample.fold;    // not itself, nor its fold
+    const [known0, known1] = groups.map((group) => group.filter(isKnown).map((other) => other.values));
     for (const [name, classifier] of Object.entries(classifiers)) {
       const [like0, like1] = [classifier(sample.values, known0), classifier(sample.values, known1)];
       if (!(like0 > 0 && like1 > 0 && like0 + like1 < Infinity)) throw Error(`${name} gave no number > 0`);
@@ -99,7 +99,7 @@ job = dcp.compute_for(slices, work_function, [data_url, *arguments])    # work_f
 job.computeGroups = [{'joinKey': 'demo', 'joinSecret': 'dcp'}]    # anybody may join 'demo': use your own
 job.worktime = 'map-basic'    # DCP's name for work functions in JavaScript
 job.setResultStorage(f'{server_url}/dcp-results',    # REMOTE RESULTS: workers post them there
-                     {'job': job.id, 'of': str(len(slices))})    # go with each result; job.id is always new
+                     {'job': job.id, 'of': str(len(slices))})    # go with each result. job.id is always new
 
 # PUBLIC INFO: anybody may see this
 job.public.name = 'PsA signature search'
@@ -111,7 +111,7 @@ if not slices:
     sys.exit('There are no slices: the job would never end.')
 if not job.resultStorageType:    # which setResultStorage sets
     sys.exit('Without job.setResultStorage, the results would go to DCP.')
-if not any('joinSecret' in group for group in job.computeGroups):    # DCP's default, 'public', has none
+if not job.computeGroups or not all('joinSecret' in group for group in job.computeGroups):    # 'public': none
     sys.exit('Without job.computeGroups of your own, strangers would compute the job.')
 if isinstance(work_function, str):    # it may be a URL, too
     text_before = pathlib.Path(__file__).read_text('utf-8').partition(work_function)[0]
@@ -121,7 +121,7 @@ if isinstance(work_function, str):    # it may be a URL, too
     except pm.SpiderMonkeyError as error:
         sys.exit(f'Work function: {error}')
 
-# EVENTS: dcp calls these functions. In them sys.exit() has no effect, so let asyncio's loop call it.
+# EVENTS: dcp calls these functions. As it would swallow sys.exit() there, asyncio's loop calls that.
 sys.stdout.reconfigure(line_buffering=True)    # print each line at once, into a file or pipe, too
 loop = asyncio.get_event_loop()    # job.exec() and job.wait() run it
 print_once = functools.cache(print)    # prints a line, but not again: all workers make the same complaint
@@ -176,7 +176,7 @@ def on_failure(loop, context):
         message = error.jsError['message'].splitlines()[0]
         if is_deployed:
             print_once(f'  Problem: {message}')
-        elif job.address:    # DCP has the job
+        elif job.address:    # DCP has the job, but lacks its slices or its compute groups
             loop.create_task(end(f'Job cannot be deployed: {message}. (Is job.computeGroups right?)'))
         else:
             loop.call_soon(sys.exit, f'Job cannot be deployed: {message}.')
@@ -201,7 +201,7 @@ pm.eval('WebAssembly.instantiate = async (bytes, imports) => '
 # RUN
 loop.set_exception_handler(on_failure)
 loop.call_later(30, remind, 0)
-job.exec()              # returns when DCP has the job; exec(0.1) offers 0.1 compute credits per slice
+job.exec()              # returns when it is deployed; exec(0.1) offers 0.1 compute credits per slice
 is_deployed = True
 answers = job.wait()    # returns when all slices are done: what your server answered for each, in slice order
 missing = [number for number, answer in enumerate(answers, 1) if answer != 'Result received']

@@ -24,7 +24,7 @@ app = Flask('server', static_folder=None)
 app.config.update(MAX_CONTENT_LENGTH=max_result_size, MAX_FORM_MEMORY_SIZE=max_result_size)
 logging.basicConfig(format='%(asctime)s %(message)s', datefmt='%H:%M:%S', level=logging.INFO)
 logging.getLogger('werkzeug').setLevel(logging.CRITICAL)    # its own lines would show the access key
-BaseWSGIServer.handle_error = lambda *_: app.logger.warning('a malformed request')    # no traceback
+BaseWSGIServer.handle_error = lambda *_: app.logger.warning('a malformed request')    # else a traceback
 
 
 # DATA
@@ -97,7 +97,7 @@ lock = threading.Lock()    # stores one result at a time: each request has a thr
 def store(job, slice_number, row):
     """Store a slice's result, once. Return when it is on the disk."""
     with lock:
-        # Taken out until the line is written: if that fails, the files are read again, as after a restart.
+        # Forget the set until the line is written: if that fails, it is read from the files again.
         slices = stored.pop(job, None) or stored_slices(job)
         if slice_number not in slices:
             append(job, slice_number, row)
@@ -108,7 +108,7 @@ def store(job, slice_number, row):
 def append(job, slice_number, row):
     """Append a line to the results file of this job and these columns. Begin a new one if it was edited."""
     columns = tuple(row)
-    path, last_size = files.setdefault((job, columns), (new_path(), 0))
+    path, last_size = files.setdefault((job, columns), (new_path(), 0))    # new unless it is known
     size = path.stat().st_size if path.exists() else 0
     if size != last_size:    # somebody has edited it, or a full disk has cut its last line
         app.logger.warning('%s has changed: results go on in a new file', path.name)
@@ -214,7 +214,7 @@ if __name__ == '__main__':
         app.logger.info('That address is a guess: if workers cannot reach it, try another of this machine.')
         if not access_key:
             app.logger.warning('Whoever reaches it may read data and results: see access_key.')
-        socket.setdefaulttimeout(10)    # drop a silent client: TLS greets one after the other
+        socket.setdefaulttimeout(10)    # drop a client that says nothing: with TLS, it would block all
         app.run('0.0.0.0', port, debug=False, ssl_context=certificate or None)
     except Exception as error:    # a file is missing, a certificate is bad, the port is no number ...
         raise SystemExit(f'server.py cannot run with these settings: {error}')

@@ -2,8 +2,7 @@
 
     python -m tests.benchmark    (a minute or two, no network)
 
-A row has a figure, what it is compared with, and their ratio. Both take turns, so that a busy machine slows
-both alike: trust the ratios more than the figures.
+A row has a figure, what it is compared with, and their ratio: trust that more, as both take turns.
 """
 import csv
 import re

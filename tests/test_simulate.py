@@ -34,8 +34,7 @@ def test_one_probeset_in_125_differs_by_turns_up_and_down_and_the_others_do_not(
 @pytest.mark.parametrize('arguments, problem', [
     (['--samples', 19], 'at least 20'), (['--probesets', 0], 'at least 1'), (['--samples', 'ten'], "'ten'"),
     (['--samples', 10 ** 30], 'OverflowError'), (['--output', 'nowhere/it'], 'nowhere/it'),
-    (['--output', 'input'], 'input is not a regular file'),
-])
+    (['--output', 'input'], 'input is not a regular file')])
 def test_what_cannot_be_simulated_or_written_is_told_in_a_line(project, arguments, problem):
     run = project.run('input/simulate.py', *arguments)
     assert (run.status, run.lines, len(run.errors)) == (1, [], 1)

@@ -71,7 +71,7 @@ DATA = {    # table, classes, folds
     'signal': (simulated(change=lambda x: x + (row >= 20) / 2), CLASSES, 10),
     'reversed classes': (simulated(change=lambda x: x + (row >= 20) / 2), CLASSES[::-1], 10),
     'two folds': (simulated(share=0.4), CLASSES, 2),
-    'leave one out': (simulated(), CLASSES, 1000),
+    'two samples in each fold': (simulated(), CLASSES, 1000),
     'one class six times as large': (simulated(70, share=1 / 7), CLASSES, 10),
     'two of one class': (simulated(20, share=0), CLASSES, 10),    # most folds have none of it
     'raw intensities': (simulated(change=lambda x: 2 ** x), CLASSES, 10),    # most scores are near 0 or 1
@@ -109,8 +109,13 @@ def test_every_printed_digit_is_what_another_implementation_gets(name, engine):
         assert outcome.get('result') == oracle.score(*call), (outcome, call[1:])
 
 
+def test_sample_is_never_compared_with_itself_whatever_its_fold():
+    edits = ('group.length %', 'group.lenght %'), (' && other.fold !== sample.fold', '')
+    slip, leave_one_out = [compute(calls_of('signal'), WORK_FUNCTION.replace(*edit)) for edit in edits]
+    assert slip == leave_one_out
+
+
 def test_progress_is_reported_for_each_sample():
-    """DCP takes a slice back if nothing is heard of it for 30 s."""
     assert [outcome['reports'] for _, outcome in outcomes('V8')['shipped file']] == [60] * 5
 
 
