@@ -97,7 +97,7 @@ lock = threading.Lock()    # stores one result at a time: each request has a thr
 def store(job, slice_number, row):
     """Store a slice's result, once. Return when it is on the disk."""
     with lock:
-        # Forget the set until the line is written: if that fails, it is read from the files again.
+        # Forget this set until the line is written: if that fails, the next post reads it from the files.
         slices = stored.pop(job, None) or stored_slices(job)
         if slice_number not in slices:
             append(job, slice_number, row)
@@ -138,7 +138,7 @@ def stored_slices(job):
     for path in map(results_folder.joinpath, list_results()):
         with open(path, 'rb') as file:
             if os.name != 'nt':    # Windows cannot sync what is only read
-                os.fsync(file.fileno())    # what a killed run has left may not yet be on the disk
+                os.fsync(file.fileno())    # what a killed run has written may not yet be there
             whole_lines = (line for line in file if line.startswith(prefix) and line.endswith(b'\n'))
             slices.update(line.split(b'\t')[1].decode() for line in whole_lines)
     return slices
@@ -175,7 +175,7 @@ def check_request():
 
 @app.after_request
 def admit_browser_workers(response):
-    """Let the listed web pages read the answers, as browsers demand (CORS). Flask answers OPTIONS."""
+    """Let the listed web pages read the answers. (CORS. Browsers first ask by OPTIONS, which Flask answers.)"""
     response.headers['X-Content-Type-Options'] = 'nosniff'    # browsers must not take data for a page
     response.vary.add('Origin')    # caches must keep the answers to different pages apart
     if request.origin and request.origin in browser_origins:
