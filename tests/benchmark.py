@@ -76,7 +76,7 @@ def fetch(port, path, readers):
 
 
 def measure_server(project, forgetful):
-    forgetful.edit('server.py', '        store(job, slice_number, {**of_column, **row})\n', '')
+    forgetful.edit('server.py', "        store(job, slice_number, {'of': as_cell(of), **row} if of else row)\n", '')
     (project.folder / 'input' / f'{DATA}.txt').write_bytes(b'7.0000\t' * 7_000_000)
     project.serve(), forgetful.serve()
     other = project.start('-m', 'http.server', 0, '--directory', 'input')
