@@ -128,7 +128,7 @@ def test_scheduler_does_not_answer(shared):
     ('= 5, 9  ', '= 9, 5  ', '^No slices can be made of 5000 '),
     ('n_signatures = 10', 'n_signatures = 0', '^There are no slices'),
     ('job.setResultStorage(f', 'print(f', '^Without job.setResultStorage'),
-    ('job.computeGroups =', 'job.computeGroup =', '^Without job.computeGroups'),
+    ('job.computeGroups =', 'job.computeGroups +=', '^Without job.computeGroups'),
     ('[classes, folds]', "[__import__('numpy').ones(2)]", '^No slices can be made of'),
     ("'map-basic'", "'map-advanced'", '^Job cannot be deployed: Invalid Worktime map-advanced[.]$'),
     (PROGRESS, 'progress(;', f'^Work function: .* remote-job.py, on line {NUMBER}, column'),
