@@ -111,7 +111,7 @@ if not slices:
     sys.exit('There are no slices: the job would never end.')
 if not job.resultStorageType:    # which setResultStorage sets
     sys.exit('Without job.setResultStorage, the results would go to DCP.')
-if not job.computeGroups or not all('joinSecret' in group for group in job.computeGroups):    # 'public': none
+if not job.computeGroups or not all('joinSecret' in g for g in job.computeGroups):    # DCP's default has none
     sys.exit('Without job.computeGroups of your own, strangers would compute the job.')
 if isinstance(work_function, str):    # it may be a URL, too
     text_before = pathlib.Path(__file__).read_text('utf-8').partition(work_function)[0]
