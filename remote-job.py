@@ -70,10 +70,10 @@ work_function = r'''(signature, data, classes, folds) => {    // data arrives as
     kernel: (values, known) => mean(known.map((other) => similarity(values, other))),
   };
   if (classifiers.ensemble) throw Error('ensemble is the mean of all classifiers: rename yours');
-  // CROSS-VALIDATION: compare each sample with those of both classes that are in other folds.
+  // CROSS-VALIDATION: compare each sample with the other samples of both classes that are not in its fold.
   for (const sample of groups.flat()) {
     progress();    // DCP demands this call: at least once per slice, and every 30 s
-    const isKnown = (other) => other !== sample && other.fold !== sample.fold;    // not itself, nor its fold
+    const isKnown = (other) => other !== sample && other.fold !== sample.fold;
     const [known0, known1] = groups.map((group) => group.filter(isKnown).map((other) => other.values));
     for (const [name, classifier] of Object.entries(classifiers)) {
       const [like0, like1] = [classifier(sample.values, known0), classifier(sample.values, known1)];
@@ -99,7 +99,7 @@ job = dcp.compute_for(slices, work_function, [data_url, *arguments])    # work_f
 job.computeGroups = [{'joinKey': 'demo', 'joinSecret': 'dcp'}]    # anybody may join 'demo': use your own
 job.worktime = 'map-basic'    # DCP's name for work functions in JavaScript
 job.setResultStorage(f'{server_url}/dcp-results',    # REMOTE RESULTS: workers post them there
-                     {'job': job.id, 'of': str(len(slices))})    # go with each result. job.id is always new
+                     {'job': job.id, 'of': str(len(slices))})    # posted with each result; job.id is new
 
 # PUBLIC INFO: anybody may see this
 job.public.name = 'PsA signature search'
@@ -111,17 +111,17 @@ if not slices:
     sys.exit('There are no slices: the job would never end.')
 if not job.resultStorageType:    # which setResultStorage sets
     sys.exit('Without job.setResultStorage, the results would go to DCP.')
-if not job.computeGroups or not all('joinSecret' in g for g in job.computeGroups):    # DCP's default has none
-    sys.exit('Without job.computeGroups of your own, strangers would compute the job.')
-if isinstance(work_function, str):    # it may be a URL, too
+if not job.computeGroups or not all('joinSecret' in group for group in job.computeGroups):
+    sys.exit('Without job.computeGroups of your own, with a joinSecret, strangers would compute the job.')
+if isinstance(work_function, str):    # else it is a URL. Tell a syntax error with its line in this file:
     text_before = pathlib.Path(__file__).read_text('utf-8').partition(work_function)[0]
     line_number = 1 + text_before.count('\n')    # of this file, where the work function begins
     try:
-        pm.eval(f'({work_function})', {'filename': __file__, 'lineno': line_number})    # is its syntax right?
+        pm.eval(f'({work_function})', {'filename': __file__, 'lineno': line_number})
     except pm.SpiderMonkeyError as error:
         sys.exit(f'Work function: {error}')
 
-# EVENTS: dcp calls these functions. As it would swallow sys.exit() there, asyncio's loop calls that.
+# EVENTS: dcp calls these functions. As it ignores sys.exit() in them, use loop.call_soon(sys.exit, message).
 sys.stdout.reconfigure(line_buffering=True)    # print each line at once, into a file or pipe, too
 loop = asyncio.get_event_loop()    # job.exec() and job.wait() run it
 print_once = functools.cache(print)    # prints a line, but not again: all workers make the same complaint
@@ -157,8 +157,8 @@ def remind(n_before):
 
 # CANCELLING (skip from here to RUN at first): a job that goes on without this script costs money.
 async def end(problem):
-    """Cancel the job as soon as DCP has it, and exit with a line that says why: after 10 s in any case."""
-    loop.call_later(10, sys.exit, f'{problem} DCP does not answer: job {job.id} may still run.')
+    """Cancel the job as soon as DCP has it, and exit with a line that says why. Give up after 10 s."""
+    loop.call_later(10, sys.exit, f'{problem} DCP is silent: job {job.id} may still run.')    # a deadline
     while not job.address:    # dcp sets it once DCP has the job. (It has set job.id from the start.)
         await asyncio.sleep(0.1)
     try:
@@ -168,11 +168,11 @@ async def end(problem):
         sys.exit(f'{problem} DCP on cancelling job {job.id}: {error.jsError["message"]}')
 
 
-# ERRORS of dcp are not raised by job.exec() and job.wait(), which may wait for ever: on_failure() gets them.
+# ERRORS of dcp are not raised by job.exec() and job.wait(): asyncio's loop hands them to on_failure().
 def on_failure(loop, context):
-    """Print the error. A job that is not deployed yet never will be: cancel it if DCP has it, and exit."""
+    """Print an error of dcp. Before the job is deployed, exit, too, and cancel the job if DCP has it."""
     error = context.get('exception')
-    if isinstance(error, pm.SpiderMonkeyError):    # of dcp, or of an event handler above, which dcp calls
+    if isinstance(error, pm.SpiderMonkeyError):    # of dcp, or of an event handler above: dcp calls these
         message = error.jsError['message'].splitlines()[0]
         if is_deployed:
             print_once(f'  Problem: {message}')

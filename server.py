@@ -15,7 +15,7 @@ results_folder = 'results'
 results_name = 'GSE57383_PsA_vs_Ps'       # results files are called this, with the time of their first result
 browser_origins = ['https://dcp.work']    # the only web pages that may read data or post results
 access_key = ''                           # letters and digits: if set, every address begins with it
-certificate = None                        # for https: ('certificate.pem', 'private_key.pem')
+certificate = ()                          # for https: ('certificate.pem', 'private_key.pem')
 max_result_size = 1_000_000               # bytes: larger posts are refused
 
 here = Path(__file__).resolve().parent
@@ -53,8 +53,7 @@ def health():
 def receive_result():
     """Store a slice's result, and answer once it is on the disk: remote-job.py prints the answer.
 
-    A worker posts a form: `element` is the slice's number, `content` the result, as JSON. `job` and `of`, the
-    number of slices, are from setResultStorage in remote-job.py."""
+    Form fields: `element`, the slice's number; `content`, JSON; `job` and `of`: see remote-job.py."""
     job, slice_number, of = [request.form.get(name, '') for name in ('job', 'element', 'of')]
     if not (job.isalnum() and slice_number.isdecimal()):
         abort(400, 'job or element is malformed')
@@ -78,8 +77,6 @@ def as_row(result):
     """Return a result as {column: cell}. If it is no dict, or an empty one, its column is `result`."""
     row = result if isinstance(result, dict) and result else {'result': result}
     new_names = {'job': 'job_', 'slice': 'slice_', 'of': 'of_'}    # the results file has its own
-    if row.keys() & new_names.keys():
-        app.logger.warning('columns called job, slice or of are stored as job_, slice_ and of_')
     return {as_cell(new_names.get(name, name)): as_cell(value) for name, value in row.items()}
 
 
@@ -97,7 +94,7 @@ lock = threading.Lock()    # stores one result at a time: each request has a thr
 def store(job, slice_number, row):
     """Store a slice's result, once. Return when it is on the disk."""
     with lock:
-        # Forget this set until the line is written: if that fails, the next post reads it from the files.
+        # Take the set out of `stored` until the line is written: if that fails, the files are read again.
         slices = stored.pop(job, None) or stored_slices(job)
         if slice_number not in slices:
             append(job, slice_number, row)
@@ -108,11 +105,14 @@ def store(job, slice_number, row):
 def append(job, slice_number, row):
     """Append a line to the results file of this job and these columns. Begin a new one if it was edited."""
     columns = tuple(row)
-    path, last_size = files.setdefault((job, columns), (new_path(), 0))    # new unless it is known
+    if (job, columns) not in files:
+        files[job, columns] = new_path(), 0
+    path, last_size = files[job, columns]
     size = path.stat().st_size if path.exists() else 0
     if size != last_size:    # somebody has edited it, or a full disk has cut its last line
         app.logger.warning('%s has changed: results go on in a new file', path.name)
-        path, size = files[job, columns] = new_path(), 0
+        path, size = new_path(), 0
+        files[job, columns] = path, size
     results_folder.mkdir(parents=True, exist_ok=True)
     with open(path, 'a', newline='', encoding='utf-8') as file:
         writer = csv.writer(file, delimiter='\t', lineterminator='\n')
@@ -138,7 +138,7 @@ def stored_slices(job):
     for path in map(results_folder.joinpath, list_results()):
         with open(path, 'rb') as file:
             if os.name != 'nt':    # Windows cannot sync what is only read
-                os.fsync(file.fileno())    # what a killed run has written may not yet be there
+                os.fsync(file.fileno())    # the slices will count as stored, so make sure of it
             whole_lines = (line for line in file if line.startswith(prefix) and line.endswith(b'\n'))
             slices.update(line.split(b'\t')[1].decode() for line in whole_lines)
     return slices
@@ -175,7 +175,7 @@ def check_request():
 
 @app.after_request
 def admit_browser_workers(response):
-    """Let the listed web pages read the answers. (CORS. Browsers first ask by OPTIONS, which Flask answers.)"""
+    """Let the listed web pages read the answers (CORS). Browsers ask by OPTIONS first: Flask answers that."""
     response.headers['X-Content-Type-Options'] = 'nosniff'    # browsers must not take data for a page
     response.vary.add('Origin')    # caches must keep the answers to different pages apart
     if request.origin and request.origin in browser_origins:
@@ -194,7 +194,7 @@ def refuse(error):
     return error.description, error.code, {'Content-Type': 'text/plain'}
 
 
-if access_key:    # /key/path goes to the app as /path, all else to an app without routes: 404
+if access_key:    # mount the app at /key. All else goes to an app without routes, which answers 404
     outside = Flask('outside', static_folder=None)
     outside.register_error_handler(HTTPException, refuse)    # refuse() logs it
     app.wsgi_app = DispatcherMiddleware(outside.wsgi_app, {f'/{access_key}': app.wsgi_app})
@@ -207,7 +207,7 @@ if __name__ == '__main__':
             probe.connect_ex(('192.0.2.1', port))    # UDP: sends nothing, but tells which address leads out
             address = probe.getsockname()[0].replace('0.0.0.0', '127.0.0.1')    # 0.0.0.0: there is no network
         url = f'{"https" if certificate else "http"}://{address}:{port}/{access_key}'.rstrip('/')
-        certificate = tuple(here / path for path in certificate or ())
+        certificate = tuple(here / path for path in certificate)
         for path in (data_file, *certificate):
             open(path).close()    # can it be read? Else end here, not at the first worker
         print(f' * Serving data on: {url}\n * DCP results endpoint: {url}/dcp-results', flush=True)

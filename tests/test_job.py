@@ -181,7 +181,7 @@ def test_no_funds_a_slip_in_an_event_handler_and_a_hangup_under_nohup_are_no_end
 
 def test_whole_job_over_https(project):
     trusted = str(make_certificate(project.folder)[0])
-    project.edit('server.py', 'None                        # for https: ', '')
+    project.edit('server.py', '()                          # for https: ', '')
     project.edit('server.py', 'setdefaulttimeout(10)', 'setdefaulttimeout(1)')
     project.edit('remote-job.py', "server_url = 'http:", "server_url = 'https:")
     project.serve()

@@ -59,7 +59,7 @@ def test_it_works_however_it_is_started(project, command):
 
 
 @pytest.mark.parametrize('old, new, line', [
-    ('certificate = None', "certificate = 'none.pem', 'key.pem'", r'settings: .*none\.pem'),
+    ('certificate = ()', "certificate = 'none.pem', 'key.pem'", r'settings: .*none\.pem'),
     ('input/GSE57383_ps_psa.txt', 'none.txt', r'settings: .*none\.txt'),
     ('debug=False', 'debug=False', 'Port [0-9]+ is in use')], ids=['certificate', 'data', 'port'])
 def test_server_that_cannot_start_says_why(project, old, new, line):
@@ -116,10 +116,9 @@ def test_results_are_tables_one_for_each_job_and_its_columns(server):
     *[({text: 1, 'a': text, 'b': 2}, {cell: '1', 'a': cell, 'b': '2'})
       for text, cell in [*zip(PLAIN, PLAIN), *zip(QUOTED, map(json.dumps, QUOTED))]],
 ], ids=lambda part: ascii(part)[:20])
-def test_result_of_any_type_keeps_to_its_cells(server, caplog, result, cells):
+def test_result_of_any_type_keeps_to_its_cells(server, result, cells):
     assert server.post(1, result) == RECEIVED
     assert server.rows() == [{'job': 'job1', 'slice': '1', **cells}]
-    assert ('stored as job_, slice_ and of_' in caplog.text) == bool(cells.keys() & {'job_', 'slice_'})
 
 
 @pytest.mark.parametrize('result, answer', [
