@@ -1,6 +1,6 @@
 """Score random gene signatures that tell psoriatic arthritis from psoriasis: a DCP job with remote data."""
 import asyncio, functools, json, os, pathlib, random, signal, socket, sys, urllib.request
-signal.signal(signal.SIGINT, signal.SIG_DFL)    # for now, Ctrl-C ends this script at once, with no traceback
+signal.signal(signal.SIGINT, signal.SIG_DFL)    # until CTRL-C below: end at once, with no traceback
 import nest_asyncio2
 sys.modules['nest_asyncio'] = nest_asyncio2     # dcp imports nest_asyncio, which fails on Python 3.14
 os.environ['MOZ_NURSERY_STRINGS'] = '0'         # else PythonMonkey may crash at start
@@ -9,7 +9,7 @@ import pythonmonkey as pm                       # runs JavaScript, which most of
 
 # DCP: connect, and load two keystores
 socket.setdefaulttimeout(10)    # give up if DCP or server.py is silent for 10 s
-asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # for now: no tracebacks of dcp's errors
+asyncio.get_event_loop().set_exception_handler(lambda *_: None)    # until RUN: no tracebacks of dcp's errors
 try:
     dcp.init()
     dcp.identity.set(dcp.wallet.get('id'))       # owns the job: ~/.dcp/id.keystore
@@ -70,10 +70,10 @@ work_function = r'''(signature, data, classes, folds) => {    // data arrives as
     kernel: (values, known) => mean(known.map((other) => similarity(values, other))),
   };
   if (classifiers.ensemble) throw Error('ensemble is the mean of all classifiers: rename yours');
-  // CROSS-VALIDATION: compare each sample with the other samples of both classes that are not in its fold.
+  // CROSS-VALIDATION: compare each sample with those outside its fold (not with itself, if you change folds).
   for (const sample of groups.flat()) {
     progress();    // DCP demands this call: at least once per slice, and every 30 s
-    const isKnown = (other) => other !== sample && other.fold !== sample.fold;
+    const isKnown = (other) => other !== sample && other.fold !== sample.fold;    // the first: leave-one-out
     const [known0, known1] = groups.map((group) => group.filter(isKnown).map((other) => other.values));
     for (const [name, classifier] of Object.entries(classifiers)) {
       const [like0, like1] = [classifier(sample.values, known0), classifier(sample.values, known1)];
@@ -113,11 +113,11 @@ if not job.resultStorageType:    # which setResultStorage sets
     sys.exit('Without job.setResultStorage, the results would go to DCP.')
 if not job.computeGroups or not all('joinSecret' in group for group in job.computeGroups):
     sys.exit('Without job.computeGroups of your own, with a joinSecret, strangers would compute the job.')
-if isinstance(work_function, str):    # else it is a URL. Tell a syntax error with its line in this file:
+# Compile the work function, to tell a syntax error with its line in this file. (It may be a URL instead.)
+if isinstance(work_function, str):
     text_before = pathlib.Path(__file__).read_text('utf-8').partition(work_function)[0]
-    line_number = 1 + text_before.count('\n')    # of this file, where the work function begins
     try:
-        pm.eval(f'({work_function})', {'filename': __file__, 'lineno': line_number})
+        pm.eval(f'({work_function})', {'filename': __file__, 'lineno': 1 + text_before.count('\n')})
     except pm.SpiderMonkeyError as error:
         sys.exit(f'Work function: {error}')
 
@@ -159,7 +159,7 @@ def remind(n_before):
 async def end(problem):
     """Cancel the job as soon as DCP has it, and exit with a line that says why. Give up after 10 s."""
     loop.call_later(10, sys.exit, f'{problem} DCP is silent: job {job.id} may still run.')    # a deadline
-    while not job.address:    # dcp sets it once DCP has the job. (It has set job.id from the start.)
+    while not job.address:    # empty until DCP has the job. (job.id is there from the start.)
         await asyncio.sleep(0.1)
     try:
         await job.aio.cancel(problem)    # awaitable, unlike job.cancel(). DCP is told the problem
@@ -168,24 +168,24 @@ async def end(problem):
         sys.exit(f'{problem} DCP on cancelling job {job.id}: {error.jsError["message"]}')
 
 
-# ERRORS of dcp are not raised by job.exec() and job.wait(): asyncio's loop hands them to on_failure().
+# ERRORS of dcp, or in an event handler, are not raised by job.exec(): asyncio hands them to on_failure().
 def on_failure(loop, context):
-    """Print an error of dcp. Before the job is deployed, exit, too, and cancel the job if DCP has it."""
+    """Print the error. Before the job is deployed, it is fatal: exit, and cancel the job if DCP has it."""
     error = context.get('exception')
-    if isinstance(error, pm.SpiderMonkeyError):    # of dcp, or of an event handler above: dcp calls these
+    if isinstance(error, pm.SpiderMonkeyError):    # whatever else asyncio reports does no harm
         message = error.jsError['message'].splitlines()[0]
-        if is_deployed:
+        if is_deployed:    # the job goes on
             print_once(f'  Problem: {message}')
-        elif job.address:    # DCP has the job, but lacks its slices or its compute groups
+        elif job.address:    # DCP has the job, but not all that belongs to it: cancel it
             loop.create_task(end(f'Job cannot be deployed: {message}. (Is job.computeGroups right?)'))
-        else:
+        else:    # DCP does not have the job: there is nothing to cancel
             loop.call_soon(sys.exit, f'Job cannot be deployed: {message}.')
 
 
 # CTRL-C, kill, or a closed terminal
 def on_signal(*_):
-    """Start end() in the loop, which job.exec() and job.wait() run."""
-    asyncio.run_coroutine_threadsafe(end('Stopped.'), loop)    # safe at any moment, and wakes the loop
+    """Queue end() in the loop, which job.exec() and job.wait() run."""
+    asyncio.run_coroutine_threadsafe(end('Stopped.'), loop)    # may interrupt anything, and wakes the loop
 
 
 signal.signal(signal.SIGINT, on_signal)

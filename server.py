@@ -53,7 +53,7 @@ def health():
 def receive_result():
     """Store a slice's result, and answer once it is on the disk: remote-job.py prints the answer.
 
-    Form fields: `element`, the slice's number; `content`, JSON; `job` and `of`: see remote-job.py."""
+    Form fields: `element`, the slice's number; `content`, JSON; `job`, its id; `of`, the number of slices."""
     job, slice_number, of = [request.form.get(name, '') for name in ('job', 'element', 'of')]
     if not (job.isalnum() and slice_number.isdecimal()):
         abort(400, 'job or element is malformed')
@@ -135,8 +135,8 @@ def new_path():
 def stored_slices(job):
     """Return the slices of a job that the results files have. Half a line at the end does not count."""
     slices, prefix = set(), f'{job}\t'.encode()
-    for path in map(results_folder.joinpath, list_results()):
-        with open(path, 'rb') as file:
+    for name in list_results():
+        with open(results_folder / name, 'rb') as file:
             if os.name != 'nt':    # Windows cannot sync what is only read
                 os.fsync(file.fileno())    # the slices will count as stored, so make sure of it
             whole_lines = (line for line in file if line.startswith(prefix) and line.endswith(b'\n'))
