@@ -70,10 +70,10 @@ work_function = r'''(signature, data, classes, folds) => {    // data arrives as
     kernel: (values, known) => mean(known.map((other) => similarity(values, other))),
   };
   if (classifiers.ensemble) throw Error('ensemble is the mean of all classifiers: rename yours');
-  // CROSS-VALIDATION: compare each sample with those outside its fold (not with itself, if you change folds).
+  // CROSS-VALIDATION: compare each sample with those outside its fold. (other !== sample: for leave-one-out)
   for (const sample of groups.flat()) {
     progress();    // DCP demands this call: at least once per slice, and every 30 s
-    const isKnown = (other) => other !== sample && other.fold !== sample.fold;    // the first: leave-one-out
+    const isKnown = (other) => other !== sample && other.fold !== sample.fold;
     const [known0, known1] = groups.map((group) => group.filter(isKnown).map((other) => other.values));
     for (const [name, classifier] of Object.entries(classifiers)) {
       const [like0, like1] = [classifier(sample.values, known0), classifier(sample.values, known1)];
@@ -176,7 +176,7 @@ def on_failure(loop, context):
         message = error.jsError['message'].splitlines()[0]
         if is_deployed:    # the job goes on
             print_once(f'  Problem: {message}')
-        elif job.address:    # DCP has the job, but not all that belongs to it: cancel it
+        elif job.address:    # DCP has the job, but perhaps not its compute groups: cancel it
             loop.create_task(end(f'Job cannot be deployed: {message}. (Is job.computeGroups right?)'))
         else:    # DCP does not have the job: there is nothing to cancel
             loop.call_soon(sys.exit, f'Job cannot be deployed: {message}.')
@@ -185,7 +185,7 @@ def on_failure(loop, context):
 # CTRL-C, kill, or a closed terminal
 def on_signal(*_):
     """Queue end() in the loop, which job.exec() and job.wait() run."""
-    asyncio.run_coroutine_threadsafe(end('Stopped.'), loop)    # may interrupt anything, and wakes the loop
+    asyncio.run_coroutine_threadsafe(end('Stopped.'), loop)    # safe in a signal handler; wakes the loop
 
 
 signal.signal(signal.SIGINT, on_signal)

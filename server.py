@@ -58,7 +58,7 @@ def receive_result():
     if not (job.isalnum() and slice_number.isdecimal()):
         abort(400, 'job or element is malformed')
     try:
-        result = json.loads(request.form.get('content', 'null'))    # not posted if it is 0, '', false, null
+        result = json.loads(request.form.get('content', 'null'))    # DCP omits 0, '', false, null
         row = as_row(result)
     except (ValueError, RecursionError):
         abort(400, 'content is not JSON')
@@ -94,7 +94,7 @@ lock = threading.Lock()    # stores one result at a time: each request has a thr
 def store(job, slice_number, row):
     """Store a slice's result, once. Return when it is on the disk."""
     with lock:
-        # Take the set out of `stored` until the line is written: if that fails, the files are read again.
+        # If append() fails, `stored` lacks the job, so the next post reads its slices from the files again.
         slices = stored.pop(job, None) or stored_slices(job)
         if slice_number not in slices:
             append(job, slice_number, row)
@@ -121,7 +121,7 @@ def append(job, slice_number, row):
         writer.writerow([job, slice_number, *row.values()])
         file.flush()
         os.fsync(file.fileno())    # on the disk, not only on the way to it
-    files[job, columns] = path, path.stat().st_size    # only now: if writing fails, the sizes will differ
+    files[job, columns] = path, path.stat().st_size    # not reached if writing fails: then the sizes differ
 
 
 def new_path():
@@ -138,7 +138,7 @@ def stored_slices(job):
     for name in list_results():
         with open(results_folder / name, 'rb') as file:
             if os.name != 'nt':    # Windows cannot sync what is only read
-                os.fsync(file.fileno())    # the slices will count as stored, so make sure of it
+                os.fsync(file.fileno())    # an earlier run may have been killed before its fsync
             whole_lines = (line for line in file if line.startswith(prefix) and line.endswith(b'\n'))
             slices.update(line.split(b'\t')[1].decode() for line in whole_lines)
     return slices
