@@ -26,7 +26,7 @@ folds = 10                                       # of the cross-validation, whic
 server_url = 'http://127.0.0.1:5001'             # as server.py prints it
 
 # DATA: if an argument is a URL object, the workers fetch from it, and the work function gets the text.
-server_url = server_url.rstrip('/')    # copied from a browser, it ends in /
+server_url = server_url.strip(' /')    # copied from a browser, it ends in /
 address = f'{server_url}/GSE57383_ps_psa'
 try:
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))    # server.py is inside: no proxy

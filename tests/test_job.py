@@ -14,7 +14,7 @@ from .project import PROJECT, Project, make_certificate
 SCRIPT = (PROJECT / 'remote-job.py').read_text(encoding='utf-8')
 TABLE = (PROJECT / 'input' / 'GSE57383_ps_psa.txt').read_text()
 HEADER = TABLE.partition('\n')[0].split('\t')
-URL, PATH, PROGRESS = "server_url = 'http://127.0.0.1:", '/GSE57383_ps_psa', 'progress();    // DCP'
+URL, PATH, PROGRESS = "server_url = ' http://127.0.0.1:", '/GSE57383_ps_psa', 'progress();    // DCP'
 NUMBER = 1 + SCRIPT.partition(PROGRESS)[0].count('\n')
 CANCELLED, LOST = 'Stopped.* cancelled|cancelled.* Stopped', r'^Stopped. DCP .*: job \w{22} may still run'
 
@@ -24,7 +24,7 @@ def running(tmp_path_factory):
     """A server with an access key, a whole job whose odd settings do no harm, and an impatient script."""
     project = Project(tmp_path_factory.mktemp('running') / 'project')
     project.edit('server.py', "access_key = ''", "access_key = 'SecretKey1'")
-    project.edit('remote-job.py', f"'{project.url}'", f"'{project.url}/SecretKey1/'")
+    project.edit('remote-job.py', f"'{project.url}'", f"' {project.url}/SecretKey1/ '")
     (project.folder / 'input' / 'utf16.txt').write_bytes(TABLE.encode('utf-16'))
     project.edit('tests/mock_dcp/faults.py', 'DELAY = 3 ', 'DELAY = 1 ')
     project.serve()
