@@ -116,6 +116,7 @@ def test_sample_is_never_compared_with_itself_whatever_its_fold():
 
 
 def test_progress_is_reported_for_each_sample():
+    """DCP takes a slice back if nothing is heard of it for 30 s."""
     assert [outcome['reports'] for _, outcome in outcomes('V8')['shipped file']] == [60] * 5
 
 
